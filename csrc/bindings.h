@@ -1,0 +1,117 @@
+// What the bindings share: torch's operations by name, and checks. On the LibTorch stable ABI, so that
+// one binary serves torch 2.10 and newer.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/layer.h"
+
+namespace gatedrnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+
+inline Tensor mm(const Tensor& a, const Tensor& b) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  (void)torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x), torch::stable::detail::from(w),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor cat(const Tensors& tensors, int64_t dim) {
+  std::array<StableIValue, 2> stack{torch::stable::detail::from(tensors),
+                                    torch::stable::detail::from(dim)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::cat", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
+inline Tensor transposed(const Tensor& a) { return torch::stable::transpose(a, 0, 1); }
+
+inline Tensor columns(const Tensor& a, int64_t from, int64_t count) {
+  Tensor self = a;
+  return torch::stable::narrow(self, 1, from, count);
+}
+
+inline Tensor rows(const Tensor& a, int64_t from, int64_t count) {
+  Tensor self = a;
+  return torch::stable::narrow(self, 0, from, count);
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return torch::stable::new_empty(like, sizes);
+}
+
+template <class Real>
+const Real* pointer(const Tensor& t) {
+  return static_cast<const Real*>(t.const_data_ptr());
+}
+
+template <class Real>
+const Real* pointer(const OptionalTensor& t) {
+  return t ? pointer<Real>(*t) : nullptr;
+}
+
+template <class Real>
+Real* writable(const Tensor& t) {
+  return static_cast<Real*>(t.mutable_data_ptr());
+}
+
+inline Parallel torch_threads() {
+  return {int(torch::stable::get_num_threads()),
+          [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+            if (n == 1) return body(context, 0, 1);
+            torch::stable::parallel_for(
+                0, n, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.size(k));
+  return text + ")";
+}
+
+inline void check(const Tensor& t, const char* name, ScalarType type, const std::vector<int64_t>& sizes) {
+  bool same = t.dim() == int64_t(sizes.size());
+  std::string expected;
+  for (size_t k = 0; k < sizes.size(); ++k) {
+    same = same && t.size(int64_t(k)) == sizes[k];
+    expected += (k ? ", " : "") + std::to_string(sizes[k]);
+  }
+  STD_TORCH_CHECK(same, "gatedrnn: expected ", name, " of shape (", expected, "), got ",
+                  shape_of(t));
+  STD_TORCH_CHECK(t.scalar_type() == type, "gatedrnn: ", name,
+                  " must have the dtype of the input (float32 or float64)");
+}
+
+inline OptionalTensor contiguous(const OptionalTensor& t) {
+  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+}
+
+}  // namespace gatedrnn

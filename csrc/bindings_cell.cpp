@@ -1,0 +1,191 @@
+// Cells: a single step, forward and backward.
+#include <tuple>
+
+#include "bindings.h"
+
+namespace gatedrnn {
+namespace {
+
+// Up to here the raw weights are read faster by our own kernel than by a general matrix product.
+constexpr int64_t kFewRows = 3;
+
+struct Step {
+  Cell cell;
+  int64_t B, I, H, G;
+};
+
+Step step_of(Cell cell, const Tensor& x, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
+             const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
+  const ScalarType type = x.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
+                  "gatedrnn: the kernels take float32 and float64");
+  STD_TORCH_CHECK(x.dim() == 2 && h.dim() == 2, "gatedrnn: expected 2-D input and state");
+  const Step s{cell, x.size(0), x.size(1), h.size(1), cell == Cell::gru ? 3 : 4};
+  check(h, "h", type, {s.B, s.H});
+  check(w_ih, "w_ih", type, {s.G * s.H, s.I});
+  check(w_hh, "w_hh", type, {s.G * s.H, s.H});
+  if (b_ih) check(*b_ih, "b_ih", type, {s.G * s.H});
+  if (b_hh) check(*b_hh, "b_hh", type, {s.G * s.H});
+  return s;
+}
+
+template <class Real>
+void forward(const Step& s, const Tensor& x_in, const Tensor& h_in, const OptionalTensor& c_in,
+             const Tensor& w_ih_in, const Tensor& w_hh_in, const OptionalTensor& b_ih_in,
+             const OptionalTensor& b_hh_in, const Tensor& h_next, const OptionalTensor& c_next,
+             const Tensor& saved, bool train) {
+  const Tensor x = torch::stable::contiguous(x_in), h = torch::stable::contiguous(h_in);
+  const Tensor w_ih = torch::stable::contiguous(w_ih_in), w_hh = torch::stable::contiguous(w_hh_in);
+  const OptionalTensor c = contiguous(c_in), b_ih = contiguous(b_ih_in),
+                       b_hh = contiguous(b_hh_in);
+  CellForward<Real> p{};
+  p.cell = s.cell;
+  p.B = s.B;
+  p.I = s.I;
+  p.H = s.H;
+  Tensor gates_x, gates_h;
+  if (s.B > kFewRows) {
+    gates_x = linear(x, w_ih, b_ih);
+    gates_h = linear(h, w_hh, b_hh);
+    p.gates_x = pointer<Real>(gates_x);
+    p.gates_h = pointer<Real>(gates_h);
+  } else {
+    p.x = pointer<Real>(x);
+    p.w_ih = pointer<Real>(w_ih);
+    p.w_hh = pointer<Real>(w_hh);
+    p.b_ih = pointer<Real>(b_ih);
+    p.b_hh = pointer<Real>(b_hh);
+  }
+  p.h = pointer<Real>(h);
+  p.c = pointer<Real>(c);
+  p.h_next = writable<Real>(h_next);
+  if (c_next) p.c_next = writable<Real>(*c_next);
+  if (train) p.saved = writable<Real>(saved);
+  cell_forward_cpu(instruction_set(), p, torch_threads());
+}
+
+std::tuple<Tensor, Tensor> gru_cell_forward_cpu(const Tensor& x, const Tensor& h,
+                                                const Tensor& w_ih, const Tensor& w_hh,
+                                                const OptionalTensor& b_ih,
+                                                const OptionalTensor& b_hh, bool train) {
+  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, b_ih, b_hh);
+  const Tensor h_next = empty(x, {s.B, s.H});
+  const Tensor saved = empty(x, train ? std::vector<int64_t>{s.B, 4 * s.H} : std::vector<int64_t>{0});
+  const auto run = x.scalar_type() == ScalarType::Float ? forward<float> : forward<double>;
+  run(s, x, h, std::nullopt, w_ih, w_hh, b_ih, b_hh, h_next, std::nullopt, saved, train);
+  return {h_next, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(
+    const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& w_ih, const Tensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool train) {
+  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, b_ih, b_hh);
+  check(c, "c", x.scalar_type(), {s.B, s.H});
+  const Tensor h_next = empty(x, {s.B, s.H}), c_next = empty(x, {s.B, s.H});
+  const Tensor saved = empty(x, train ? std::vector<int64_t>{s.B, 5 * s.H} : std::vector<int64_t>{0});
+  const auto run = x.scalar_type() == ScalarType::Float ? forward<float> : forward<double>;
+  run(s, x, h, c, w_ih, w_hh, b_ih, b_hh, h_next, c_next, saved, train);
+  return {h_next, c_next, saved};
+}
+
+struct StepGradients {
+  Tensor dx, dh, dc;
+  Tensors dweights;
+};
+
+template <class Real>
+StepGradients backward(const Step& s, const OptionalTensor& dh_in, const OptionalTensor& dc_in,
+                       const Tensor& x, const Tensor& h_in, const OptionalTensor& c_in,
+                       const Tensor& w_ih, const Tensor& w_hh, bool bias, const Tensor& saved,
+                       bool need_input, bool need_weights) {
+  const bool gru = s.cell == Cell::gru;
+  const OptionalTensor dh = contiguous(dh_in), dc = contiguous(dc_in), c = contiguous(c_in);
+  const Tensor h = torch::stable::contiguous(h_in);
+  const Tensor dgates_x = empty(x, {s.B, s.G * s.H});
+  const Tensor dgates_h = gru ? empty(x, {s.B, s.G * s.H}) : dgates_x;
+  const Tensor direct = empty(x, {s.B, s.H});  // GRU: part of dh; LSTM: dc
+  CellBackward<Real> p{};
+  p.cell = s.cell;
+  p.B = s.B;
+  p.H = s.H;
+  p.saved = pointer<Real>(saved);
+  p.h = pointer<Real>(h);
+  p.c = pointer<Real>(c);
+  p.dh = pointer<Real>(dh);
+  p.dc = pointer<Real>(dc);
+  p.dgates_x = writable<Real>(dgates_x);
+  p.dgates_h = writable<Real>(dgates_h);
+  p.dh_prev = p.dc_prev = writable<Real>(direct);
+  cell_backward_cpu(instruction_set(), p, torch_threads());
+
+  StepGradients out;
+  out.dx = need_input ? mm(dgates_x, w_ih) : empty(x, {0});
+  out.dh = mm(dgates_h, w_hh);
+  if (gru) out.dh = add(out.dh, direct);
+  out.dc = direct;
+  if (!need_weights) return out;
+  out.dweights.push_back(mm(transposed(dgates_x), x));
+  out.dweights.push_back(mm(transposed(dgates_h), h));
+  if (bias) {
+    out.dweights.push_back(torch::stable::sum(dgates_x, std::vector<int64_t>{0}));
+    out.dweights.push_back(torch::stable::sum(dgates_h, std::vector<int64_t>{0}));
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const Tensor& dh, const Tensor& x,
+                                                          const Tensor& h, const Tensor& w_ih,
+                                                          const Tensor& w_hh, bool bias,
+                                                          const Tensor& saved, bool need_input,
+                                                          bool need_weights) {
+  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, std::nullopt, std::nullopt);
+  check(saved, "saved", x.scalar_type(), {s.B, 4 * s.H});
+  check(dh, "dh", x.scalar_type(), {s.B, s.H});
+  const auto run = x.scalar_type() == ScalarType::Float ? backward<float> : backward<double>;
+  StepGradients g = run(s, dh, std::nullopt, x, h, std::nullopt, w_ih, w_hh, bias, saved,
+                        need_input, need_weights);
+  return {g.dx, g.dh, g.dweights};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_cell_backward_cpu(
+    const OptionalTensor& dh, const OptionalTensor& dc, const Tensor& x, const Tensor& h,
+    const Tensor& c, const Tensor& w_ih, const Tensor& w_hh, bool bias, const Tensor& saved,
+    bool need_input, bool need_weights) {
+  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, std::nullopt, std::nullopt);
+  const ScalarType type = x.scalar_type();
+  check(c, "c", type, {s.B, s.H});
+  check(saved, "saved", type, {s.B, 5 * s.H});
+  if (dh) check(*dh, "dh", type, {s.B, s.H});
+  if (dc) check(*dc, "dc", type, {s.B, s.H});
+  const auto run = type == ScalarType::Float ? backward<float> : backward<double>;
+  StepGradients g =
+      run(s, dh, dc, x, h, c, w_ih, w_hh, bias, saved, need_input, need_weights);
+  return {g.dx, g.dh, g.dc, g.dweights};
+}
+
+}  // namespace
+}  // namespace gatedrnn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
+  m.def(
+      "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+      "bool train) -> (Tensor h_next, Tensor saved)");
+  m.def(
+      "gru_cell_backward(Tensor dh, Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, bool bias, "
+      "Tensor saved, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh_prev, Tensor[] dweights)");
+  m.def(
+      "lstm_cell_forward(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, bool train) -> (Tensor h_next, Tensor c_next, Tensor saved)");
+  m.def(
+      "lstm_cell_backward(Tensor? dh, Tensor? dc, Tensor x, Tensor h, Tensor c, Tensor w_ih, "
+      "Tensor w_hh, bool bias, Tensor saved, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dweights)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
+  m.impl("gru_cell_forward", TORCH_BOX(&gatedrnn::gru_cell_forward_cpu));
+  m.impl("gru_cell_backward", TORCH_BOX(&gatedrnn::gru_cell_backward_cpu));
+  m.impl("lstm_cell_forward", TORCH_BOX(&gatedrnn::lstm_cell_forward_cpu));
+  m.impl("lstm_cell_backward", TORCH_BOX(&gatedrnn::lstm_cell_backward_cpu));
+}

@@ -1,0 +1,4 @@
+#define GATEDRNN_NAMESPACE avx2
+#define GATEDRNN_VECTOR_BYTES 32
+#define GATEDRNN_VECTOR_REGISTERS 16
+#include "body.h"

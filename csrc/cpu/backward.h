@@ -1,0 +1,163 @@
+// The backward time loop of one direction of one layer: the same walk, from the last step to the
+// first. A step is
+//
+//   dh = dy(t) + W_hh^T dgates(t+1) + dh_direct(t+1)     the product's tile, four vectors of units
+//   dgates(t), dh_direct(t), dc(t) from dh               its epilogue (gates.h)
+//
+// "t+1" is the step walked after t in forward. A sequence's first contribution is dhn (and dcn); its
+// last, after its first step, goes to dh0. dh0 and dc0 hold dh_direct and dc on the way. Included
+// inside the namespace of an instruction set.
+#pragma once
+
+template <class Real>
+struct BackwardStep {
+  const Backward<Real>& p;
+  const BackwardWork<Real>& work;
+  int64_t t, later;  // `later`: the step after t in forward
+  int64_t previous;  // the step before t in forward
+  int64_t carried;   // rows below have a later step, the others receive dhn
+  int64_t begun;     // rows below have a previous step, the others began at h0
+};
+
+// W_hh^T dgates: over 4H columns; a GRU's recurrent side sees r, z and q but not n.
+template <class Real>
+static void recurrent_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t t, int64_t j,
+                               int64_t b, int M) {
+  const Backward<Real>& p = s.p;
+  const int64_t span = 4 * Simd<Real>::width, ld = p.dgates.row;
+  const Real* d = p.dgates.at(t, b);
+  if (p.cell == Cell::gru) {
+    const Real* panel = s.work.w_hh + j * 3 * p.H * span;
+    product<4>(a, {0, 1, 2, 3}, M, d, ld, 2 * p.H, panel);
+    product<4>(a, {0, 1, 2, 3}, M, d + p.dq, ld, p.H, panel + 2 * p.H * span);
+  } else {
+    product<4>(a, {0, 1, 2, 3}, M, d, ld, 4 * p.H, s.work.w_hh + j * 4 * p.H * span);
+  }
+}
+
+// All of dh that arrives at step t, for four vectors of the state.
+template <class Real>
+static void state_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t j, int64_t b,
+                           int M) {
+  const Backward<Real>& p = s.p;
+  constexpr int W = Simd<Real>::width;
+  const bool carried = b < s.carried;
+  const Real* direct = carried ? (p.cell == Cell::gru ? p.dh0 : nullptr) : p.dhn;
+  a = {};
+  if (carried) recurrent_gradient(s, a, s.later, j, b, M);
+  for (int g = 0; g < 4; ++g) {
+    const int64_t u = (j * 4 + g) * W;
+    if (u >= p.P) break;
+    for (int m = 0; m < M; ++m) {
+      if (direct) a.v[g][m] += load(direct + (b + m) * p.P + u, p.P - u);
+      if (p.dy) a.v[g][m] += load(p.dy.at(s.t, b + m) + u, p.P - u);
+    }
+  }
+}
+
+template <class Real>
+static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, int64_t j, int64_t b,
+                           int M) {
+  const Backward<Real>& p = s.p;
+  constexpr int W = Simd<Real>::width;
+  const int64_t H = p.H;
+  for (int g = 0; g < 4; ++g) {
+    const int64_t u = (j * 4 + g) * W, n = min_of(W, H - u);
+    if (n <= 0) break;
+    for (int m = 0; m < M; ++m) {
+      const int64_t row = b + m;
+      const Real* saved = p.gates.at(s.t, row) + u;
+      Real* d = p.dgates.at(s.t, row) + u;
+      if (p.cell == Cell::gru) {
+        const Real* previous = row < s.begun ? p.y.at(s.previous, row) : p.h0 + row * H;
+        const Vec<Real> h_prev = load(previous + u, n), h = load(p.y.at(s.t, row) + u, n);
+        const Vec<Real> r = load(saved, n), z = load(saved + H, n), q = load(saved + 2 * H, n);
+        const auto grad =
+            gru_gates_backward(dh.v[g][m], r, z, gru_candidate(z, h_prev, h), q, h_prev);
+        store(d, grad.da_r, n);
+        store(d + H, grad.da_z, n);
+        store(d + 2 * H, grad.da_n, n);
+        store(d + p.dq, grad.dq, n);
+        store(p.dh0 + row * H + u, grad.dh_prev, n);
+      } else {
+        const Real* previous = row < s.begun ? p.c.at(s.previous, row) : p.c0 + row * H;
+        const Vec<Real> i = load(saved, n), f = load(saved + H, n);
+        const Vec<Real> gg = load(saved + 2 * H, n), o = load(saved + 3 * H, n);
+        const Vec<Real> tanh_c = tanh(load(p.c.at(s.t, row) + u, n));
+        Real* carry = p.dc0 + row * H + u;
+        Vec<Real> dc = {};
+        if (row < s.carried)
+          dc = load(carry, n);
+        else if (p.dcn)
+          dc = load(p.dcn + row * H + u, n);
+        const auto grad =
+            lstm_gates_backward(dh.v[g][m], dc, i, f, gg, o, load(previous + u, n), tanh_c);
+        store(d, grad.da_i, n);
+        store(d + H, grad.da_f, n);
+        store(d + 2 * H, grad.da_g, n);
+        store(d + 3 * H, grad.da_o, n);
+        store(carry, grad.dc_prev, n);
+        if (p.hidden) store(p.hidden.at(s.t, row) + u, o * tanh_c, n);
+      }
+    }
+  }
+}
+
+// With projection dh is P wide, and the gates see W_hr^T dh.
+template <class Real>
+static void projected_step(const BackwardStep<Real>& s, int64_t row0, int64_t rows,
+                           const Part& part) {
+  const Backward<Real>& p = s.p;
+  constexpr int W = Simd<Real>::width;
+  tiles<4>(panels_of(p.P, 4 * W), part, row0, s.carried, rows, [&](int64_t j, int64_t b, int M) {
+    Tile<Real> a;
+    state_gradient(s, a, j, b, M);
+    for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
+      for (int m = 0; m < M; ++m)
+        store(p.dh.at(s.t, b + m) + (j * 4 + g) * W, a.v[g][m], p.P - (j * 4 + g) * W);
+  });
+  part.wait();
+  tiles<4>(panels_of(p.H, 4 * W), part, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
+    Tile<Real> a = {};
+    product<4>(a, {0, 1, 2, 3}, M, p.dh.at(s.t, b), p.dh.row, p.P,
+               s.work.w_hr + j * p.P * 4 * W);
+    gates_gradient(s, a, j, b, M);
+  });
+}
+
+template <class Real>
+static void backward(const Backward<Real>& p, const BackwardWork<Real>& work, int64_t row0,
+                     int64_t row1, const Part& part) {
+  constexpr int W = Simd<Real>::width;
+  for (int64_t k = p.T - 1; k >= 0; --k) {
+    const int64_t t = p.step(k), rows = min_of(row1, p.active(t));
+    const int64_t later = k + 1 < p.T ? p.step(k + 1) : -1, previous = k > 0 ? p.step(k - 1) : -1;
+    const BackwardStep<Real> s{p, work, t, later, previous,
+                               later < 0 ? row0 : min_of(rows, p.active(later)),
+                               previous < 0 ? row0 : min_of(rows, p.active(previous))};
+    if (p.w_hr)
+      projected_step(s, row0, rows, part);
+    else
+      tiles<4>(panels_of(p.P, 4 * W), part, row0, s.carried, rows,
+               [&](int64_t j, int64_t b, int M) {
+                 Tile<Real> a;
+                 state_gradient(s, a, j, b, M);
+                 gates_gradient(s, a, j, b, M);
+               });
+    part.wait();
+    // Rows whose first step this was: their dh0 is complete after one more product.
+    tiles<4>(panels_of(p.P, 4 * W), part, max_of(row0, s.begun), rows, rows,
+             [&](int64_t j, int64_t b, int M) {
+               Tile<Real> a = {};
+               recurrent_gradient(s, a, t, j, b, M);
+               for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
+                 for (int m = 0; m < M; ++m) {
+                   const int64_t u = (j * 4 + g) * W;
+                   Real* to = p.dh0 + (b + m) * p.P + u;
+                   const Vec<Real> direct =
+                       p.cell == Cell::gru ? load(to, p.P - u) : Vec<Real>{};
+                   store(to, direct + a.v[g][m], p.P - u);
+                 }
+             });
+  }
+}

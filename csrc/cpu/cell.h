@@ -1,0 +1,118 @@
+// A single step for the cells. For a few sequences it runs from the raw weights, as packing them
+// would cost more than the step: W rows of weights are multiplied lane by lane along K, and their W
+// vectors of partial sums are transposed and added, which leaves one vector of units. Included
+// inside the namespace of an instruction set.
+#pragma once
+
+// Lane m: sum over k of w[m * K + k] * x[k] for the first n rows; W rows share each load of x.
+template <class Real>
+static inline Vec<Real> dots(const Real* w, const Real* x, int64_t K, int64_t n) {
+  constexpr int W = Simd<Real>::width;
+  Vec<Real> acc[W] = {};
+  const Real* rows[W];
+  for (int m = 0; m < W; ++m) rows[m] = w + (m < n ? m : n - 1) * K;
+  int64_t k = 0;
+  for (; k + W <= K; k += W) {
+    const Vec<Real> xk = load(x + k);
+#pragma GCC unroll 16
+    for (int m = 0; m < W; ++m) acc[m] += load(rows[m] + k) * xk;
+  }
+  if (k < K) {
+    const Vec<Real> xk = load(x + k, K - k);
+    for (int m = 0; m < W; ++m) acc[m] += load(rows[m] + k, K - k) * xk;
+  }
+  transpose<Real>(acc);
+#pragma GCC unroll 4
+  for (int half = W / 2; half > 0; half /= 2)
+    for (int m = 0; m < half; ++m) acc[m] += acc[m + half];
+  return acc[0];
+}
+
+template <class Real>
+static void cell_forward(const CellForward<Real>& p, int64_t unit0, int64_t unit1) {
+  constexpr int W = Simd<Real>::width;
+  const bool gru = p.cell == Cell::gru;
+  const int G = gru ? 3 : 4;
+  const int64_t H = p.H;
+  for (int64_t u = unit0; u < unit1; u += W) {
+    const int64_t n = min_of(W, unit1 - u);
+    for (int64_t b = 0; b < p.B; ++b) {
+      Vec<Real> ax[4], ah[4];  // pre-activations from the input and from the state
+      for (int g = 0; g < G; ++g) {
+        const int64_t row = g * H + u;
+        if (p.gates_x) {
+          ax[g] = load(p.gates_x + b * G * H + row, n);
+          ah[g] = load(p.gates_h + b * G * H + row, n);
+        } else {
+          ax[g] = dots(p.w_ih + row * p.I, p.x + b * p.I, p.I, n);
+          ah[g] = dots(p.w_hh + row * H, p.h + b * H, H, n);
+          if (p.b_ih) ax[g] += load(p.b_ih + row, n);
+          if (p.b_hh) ah[g] += load(p.b_hh + row, n);
+        }
+      }
+      const int64_t at = b * H + u;
+      if (gru) {
+        const auto cell =
+            gru_gates(ax[0] + ah[0], ax[1] + ah[1], ax[2], ah[2], load(p.h + at, n));
+        store(p.h_next + at, cell.h, n);
+        if (p.saved) {
+          Real* saved = p.saved + b * 4 * H + u;
+          store(saved, cell.r, n);
+          store(saved + H, cell.z, n);
+          store(saved + 2 * H, cell.n, n);
+          store(saved + 3 * H, ah[2], n);
+        }
+      } else {
+        const auto cell = lstm_gates(ax[0] + ah[0], ax[1] + ah[1], ax[2] + ah[2], ax[3] + ah[3],
+                                     load(p.c + at, n));
+        store(p.h_next + at, cell.h, n);
+        store(p.c_next + at, cell.c, n);
+        if (p.saved) {
+          Real* saved = p.saved + b * 5 * H + u;
+          store(saved, cell.i, n);
+          store(saved + H, cell.f, n);
+          store(saved + 2 * H, cell.g, n);
+          store(saved + 3 * H, cell.o, n);
+          store(saved + 4 * H, tanh(cell.c), n);
+        }
+      }
+    }
+  }
+}
+
+template <class Real>
+static void cell_backward(const CellBackward<Real>& p, int64_t unit0, int64_t unit1) {
+  constexpr int W = Simd<Real>::width;
+  const int64_t H = p.H;
+  for (int64_t b = 0; b < p.B; ++b)
+    for (int64_t u = unit0; u < unit1; u += W) {
+      const int64_t n = min_of(W, unit1 - u), at = b * H + u;
+      const Vec<Real> dh = p.dh ? load(p.dh + at, n) : Vec<Real>{};
+      if (p.cell == Cell::gru) {
+        const Real* saved = p.saved + b * 4 * H + u;
+        const auto d = gru_gates_backward(dh, load(saved, n), load(saved + H, n),
+                                          load(saved + 2 * H, n), load(saved + 3 * H, n),
+                                          load(p.h + at, n));
+        Real *dx = p.dgates_x + b * 3 * H + u, *dg = p.dgates_h + b * 3 * H + u;
+        store(dx, d.da_r, n);
+        store(dx + H, d.da_z, n);
+        store(dx + 2 * H, d.da_n, n);
+        store(dg, d.da_r, n);
+        store(dg + H, d.da_z, n);
+        store(dg + 2 * H, d.dq, n);
+        store(p.dh_prev + at, d.dh_prev, n);
+      } else {
+        const Real* saved = p.saved + b * 5 * H + u;
+        const Vec<Real> dc = p.dc ? load(p.dc + at, n) : Vec<Real>{};
+        const auto d = lstm_gates_backward(dh, dc, load(saved, n), load(saved + H, n),
+                                           load(saved + 2 * H, n), load(saved + 3 * H, n),
+                                           load(p.c + at, n), load(saved + 4 * H, n));
+        Real* dx = p.dgates_x + b * 4 * H + u;
+        store(dx, d.da_i, n);
+        store(dx + H, d.da_f, n);
+        store(dx + 2 * H, d.da_g, n);
+        store(dx + 3 * H, d.da_o, n);
+        store(p.dc_prev + at, d.dc_prev, n);
+      }
+    }
+}

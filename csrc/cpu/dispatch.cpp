@@ -1,0 +1,67 @@
+// Which instruction set runs.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace gatedrnn {
+
+#define GATEDRNN_DECLARE(set)         \
+  namespace set {                     \
+  extern const Kernels<float> f32;    \
+  extern const Kernels<double> f64;   \
+  }
+#ifdef __x86_64__
+GATEDRNN_DECLARE(avx512)
+GATEDRNN_DECLARE(avx2)
+#endif
+GATEDRNN_DECLARE(baseline)
+
+namespace {
+
+const InstructionSet sets[] = {
+#ifdef __x86_64__
+    {"avx512",
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+              __builtin_cpu_supports("fma");
+     },
+     &avx512::f32, &avx512::f64},
+    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+     &avx2::f32, &avx2::f64},
+#endif
+    {"baseline", [] { return true; }, &baseline::f32, &baseline::f64},
+};
+
+const char* forced() {
+  const char* name = std::getenv("GATEDRNN_CPU_ISA");
+  return name && *name ? name : nullptr;
+}
+
+}  // namespace
+
+const InstructionSet* instruction_set(const char* name) {
+  for (const InstructionSet& set : sets)
+    if (std::strcmp(set.name, name) == 0) return set.supported() ? &set : nullptr;
+  return nullptr;
+}
+
+const char* instruction_set_error() {
+  if (!forced() || instruction_set(forced())) return nullptr;
+  return "GATEDRNN_CPU_ISA must name an instruction set that this machine has, of avx512, avx2 and "
+         "baseline";
+}
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    if (const char* name = forced())
+      if (const InstructionSet* set = instruction_set(name)) return *set;
+    for (const InstructionSet& set : sets)
+      if (set.supported()) return set;
+    return sets[sizeof sets / sizeof *sets - 1];
+  }();
+  return chosen;
+}
+
+}  // namespace gatedrnn

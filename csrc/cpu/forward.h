@@ -1,0 +1,145 @@
+// The forward time loop of one direction of one layer, for some rows (sequences) and some units.
+//
+//        units ->   |panel 0|panel 1|  ...        A thread either owns rows and all units, and
+//   rows   tile     +-------+-------+             then walks all T alone; or it owns units of all
+//    |     kRows    | r z n | r z n |             rows, and meets the others at the barrier once
+//    v              +-------+-------+             a step. Both are this same function.
+//
+// In a step the panel is the outer loop: its weights come from L2 once for all rows. h(t-1) is read
+// from where step t-1 wrote it in y. Included inside the namespace of an instruction set.
+#pragma once
+
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t panels_of(int64_t units, int64_t span) { return (units + span - 1) / span; }
+
+template <class Real>
+struct ForwardStep {
+  const Forward<Real>& p;
+  const ForwardWork<Real>& work;
+  int64_t t, previous;
+  int64_t carried;     // rows below have h(t-1) in y, the others begin at h0
+  int64_t final_from;  // rows from here on have their last step at t
+
+  const Real* state(int64_t b) const { return b < carried ? p.y.at(previous, b) : p.h0 + b * p.P; }
+  int64_t state_stride(int64_t b) const { return b < carried ? p.y.row : p.P; }
+};
+
+template <class Real>
+static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M) {
+  constexpr int W = Simd<Real>::width;
+  const Forward<Real>& p = s.p;
+  const ForwardWork<Real>& work = s.work;
+  const int64_t H = p.H, u = j * W, n = min_of(W, H - u), padded = panels_of(H, W) * W;
+  const bool gru = p.cell == Cell::gru;
+  Tile<Real> a;
+  for (int g = 0; g < 4; ++g) {
+    const Vec<Real> bias = load(work.bias + g * padded + u);
+    for (int m = 0; m < M; ++m) a.v[g][m] = bias;
+  }
+  const Real* h = s.state(b);
+  const int64_t ldh = s.state_stride(b);
+  // GRU tiles: r, z, n (input side), q (recurrent side); LSTM tiles: i, f, g, o.
+  if (gru)
+    product<3>(a, {0, 1, 3}, M, h, ldh, p.P, work.w_hh + j * p.P * 3 * W);
+  else
+    product<4>(a, {0, 1, 2, 3}, M, h, ldh, p.P, work.w_hh + j * p.P * 4 * W);
+  if (p.projected) {
+    for (int m = 0; m < M; ++m)
+      for (int g = 0; g < (gru ? 3 : 4); ++g)
+        a.v[g][m] += load(p.projected.at(s.t, b + m) + g * H + u, n);
+  } else if (gru) {
+    product<3>(a, {0, 1, 2}, M, p.x.at(s.t, b), p.x.row, p.I, work.w_ih + j * p.I * 3 * W);
+  } else {
+    product<4>(a, {0, 1, 2, 3}, M, p.x.at(s.t, b), p.x.row, p.I, work.w_ih + j * p.I * 4 * W);
+  }
+  for (int m = 0; m < M; ++m) {
+    const int64_t row = b + m;
+    Vec<Real> out;
+    if (gru) {
+      const auto cell =
+          gru_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(h + m * ldh + u, n));
+      if (p.gates) {
+        Real* saved = p.gates.at(s.t, row) + u;
+        store(saved, cell.r, n);
+        store(saved + H, cell.z, n);
+        store(saved + 2 * H, a.v[3][m], n);
+      }
+      out = cell.h;
+    } else {
+      const Real* c = row < s.carried ? p.c.at(s.previous, row) : p.c0 + row * H;
+      const auto cell =
+          lstm_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
+      if (p.gates) {
+        Real* saved = p.gates.at(s.t, row) + u;
+        store(saved, cell.i, n);
+        store(saved + H, cell.f, n);
+        store(saved + 2 * H, cell.g, n);
+        store(saved + 3 * H, cell.o, n);
+      }
+      store(p.c.at(s.t, row) + u, cell.c, n);
+      if (row >= s.final_from) store(p.cn + row * H + u, cell.c, n);
+      out = cell.h;
+    }
+    if (p.w_hr) {
+      store(work.hidden + row * H + u, out, n);
+    } else {
+      store(p.y.at(s.t, row) + u, out, n);
+      if (row >= s.final_from) store(p.hn + row * H + u, out, n);
+    }
+  }
+}
+
+// LSTM with projection: h' = W_hr (o * tanh(c')), four vectors of P a tile.
+template <class Real>
+static void projection_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M) {
+  constexpr int W = Simd<Real>::width;
+  const Forward<Real>& p = s.p;
+  Tile<Real> a = {};
+  product<4>(a, {0, 1, 2, 3}, M, s.work.hidden + b * p.H, p.H, p.H,
+             s.work.w_hr + j * p.H * 4 * W);
+  for (int m = 0; m < M; ++m)
+    for (int g = 0; g < 4; ++g) {
+      const int64_t u = (j * 4 + g) * W, row = b + m;
+      if (u >= p.P) break;
+      store(p.y.at(s.t, row) + u, a.v[g][m], p.P - u);
+      if (row >= s.final_from) store(p.hn + row * p.P + u, a.v[g][m], p.P - u);
+    }
+}
+
+// Calls tile(panel, row, M) for the part's panels and the rows [from, to), cut at `cut` because the
+// rows on either side of it have their state in different places.
+template <int G, class Body>
+static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, int64_t to,
+                  Body tile) {
+  const int64_t j1 = panels * part.end / part.of;
+  for (int64_t j = panels * part.begin / part.of; j < j1; ++j)
+    for (int64_t b = from; b < to;) {
+      const int M = int(min_of(kRows<G>, (b < cut ? min_of(cut, to) : to) - b));
+      tile(j, b, M);
+      b += M;
+    }
+}
+
+template <class Real>
+static void forward(const Forward<Real>& p, const ForwardWork<Real>& work, int64_t row0,
+                    int64_t row1, const Part& part) {
+  constexpr int W = Simd<Real>::width;
+  for (int64_t k = 0; k < p.T; ++k) {
+    const int64_t t = p.step(k), previous = k > 0 ? p.step(k - 1) : -1;
+    const int64_t rows = min_of(row1, p.active(t));
+    ForwardStep<Real> s{p, work, t, previous, k > 0 ? min_of(rows, p.active(previous)) : row0,
+                        k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
+    const auto tile = [&](int64_t j, int64_t b, int M) { forward_tile(s, j, b, M); };
+    if (p.cell == Cell::gru)
+      tiles<3>(panels_of(p.H, W), part, row0, s.carried, rows, tile);
+    else
+      tiles<4>(panels_of(p.H, W), part, row0, s.carried, rows, tile);
+    if (p.w_hr) {
+      part.wait();
+      tiles<4>(panels_of(p.P, 4 * W), part, row0, rows, rows,
+               [&](int64_t j, int64_t b, int M) { projection_tile(s, j, b, M); });
+    }
+    part.wait();
+  }
+}

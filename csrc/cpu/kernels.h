@@ -1,0 +1,101 @@
+// The table of kernels that each instruction set fills, and the choice among them.
+#pragma once
+
+#include "../params.h"
+
+namespace gatedrnn {
+
+// Packed weights and scratch of one direction (cpu/pack.h says what a panel is).
+template <class Real>
+struct ForwardWork {
+  Real* w_hh;    // panels [ceil(H / W)][P][G][W]
+  Real* w_ih;    // panels [ceil(H / W)][I][G][W], or null with Forward::projected
+  Real* w_hr;    // panels [ceil(P / 4W)][H][4][W], or null
+  Real* bias;    // [4][ceil(H / W) * W]  GRU: r, z, n, q; LSTM: i, f, g, o
+  Real* hidden;  // [B, H]  o * tanh(c) before the projection, or null
+};
+
+template <class Real>
+struct BackwardWork {
+  Real* w_hh;  // panels [ceil(P / 4W)][G*H][4][W]
+  Real* w_hr;  // panels [ceil(H / 4W)][P][4][W], or null
+};
+
+// A thread's share of the units: the parts [begin, end) of `of`; with a barrier if others hold the
+// rest. A thread that was given several parts (a nested parallel region runs on one) does them all.
+struct Part {
+  int64_t begin = 0, end = 1, of = 1;
+  Barrier* barrier = nullptr;
+
+  void wait() const {
+    if (barrier) barrier->wait(end - begin);
+  }
+};
+
+// One step from raw weights, or from both products (`gates_x`, `gates_h`) where they were computed.
+template <class Real>
+struct CellForward {
+  Cell cell;
+  int64_t B, I, H;
+  const Real *x, *h, *c;         // [B, I], [B, H], [B, H] (LSTM)
+  const Real *w_ih, *w_hh;       // [G*H, I], [G*H, H]
+  const Real *b_ih, *b_hh;       // [G*H] or null
+  const Real *gates_x, *gates_h; // [B, G*H] W_ih x + b_ih, W_hh h + b_hh; or null
+  Real *h_next, *c_next;         // [B, H]
+  Real* saved;                   // [B, 4H] GRU: r, z, n, q; [B, 5H] LSTM: i, f, g, o, tanh(c'); or null
+};
+
+template <class Real>
+struct CellBackward {
+  Cell cell;
+  int64_t B, H;
+  const Real* saved;
+  const Real *h, *c;       // [B, H] the states before the step (GRU: h; LSTM: c)
+  const Real *dh, *dc;     // [B, H] or null: zero
+  Real *dgates_x;          // [B, G*H]
+  Real *dgates_h;          // [B, 3H] GRU: r, z, q
+  Real *dh_prev, *dc_prev; // [B, H] GRU: the direct part of dh; LSTM: dc
+};
+
+template <class Real>
+struct Kernels {
+  int width;  // W
+  void (*pack_rows)(const Real* w, int64_t K, int G, int64_t units, int64_t gate_stride,
+                    int64_t panel_stride, Real* panels, int64_t panel0, int64_t panel1);
+  void (*pack_columns)(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel0,
+                       int64_t panel1);
+  void (*forward)(const Forward<Real>&, const ForwardWork<Real>&, int64_t row0, int64_t row1,
+                  const Part&);
+  void (*backward)(const Backward<Real>&, const BackwardWork<Real>&, int64_t row0, int64_t row1,
+                   const Part&);
+  void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
+  void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
+  void (*sigmoid)(const Real* x, Real* y, int64_t n);
+  void (*tanh)(const Real* x, Real* y, int64_t n);
+  double (*multiply_adds)(int64_t repeats);  // the machine's limits: cpu/limits.h
+  void (*read_all)(const Real* data, int64_t n, int64_t passes);
+};
+
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  const Kernels<float>* f32;
+  const Kernels<double>* f64;
+};
+
+// The best that this machine has, or what GATEDRNN_CPU_ISA names; chosen once, when first asked.
+const InstructionSet& instruction_set();
+// By name, or null if there is no such set in this build or on this machine.
+const InstructionSet* instruction_set(const char* name);
+// Null, or why GATEDRNN_CPU_ISA cannot be obeyed.
+const char* instruction_set_error();
+
+template <class Real>
+const Kernels<Real>& kernels_of(const InstructionSet& set) {
+  if constexpr (sizeof(Real) == 4)
+    return *set.f32;
+  else
+    return *set.f64;
+}
+
+}  // namespace gatedrnn

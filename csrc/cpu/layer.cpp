@@ -1,0 +1,231 @@
+#include "layer.h"
+
+#include <thread>
+
+namespace gatedrnn {
+namespace {
+
+constexpr int kSpins = 2000;        // some microseconds; a partner that takes longer has lost its core
+constexpr int64_t kAlign = 16;      // elements: keeps every buffer on its own cache line
+constexpr int64_t kSerial = 32768;  // multiply-adds of a cell below which a second thread costs more
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t aligned(int64_t n) { return ceil_div(n, kAlign) * kAlign; }
+
+inline void pause() {
+#ifdef __x86_64__
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Hands out pieces of the workspace; with a null base it only counts.
+template <class Real>
+class Arena {
+ public:
+  explicit Arena(Real* base) : base_(base) {}
+  Real* take(int64_t n) {
+    Real* piece = base_ ? base_ + used_ : nullptr;
+    used_ += aligned(n);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  Real* base_;
+  int64_t used_ = 0;
+};
+
+int gates_of(Cell cell) { return cell == Cell::gru ? 3 : 4; }
+
+template <class Real>
+ForwardWork<Real> take_work(const Forward<Real>& p, int64_t W, Arena<Real>& arena) {
+  const int64_t panels = ceil_div(p.H, W), G = gates_of(p.cell);
+  ForwardWork<Real> work{};
+  work.w_hh = arena.take(panels * p.P * G * W);
+  if (!p.projected) work.w_ih = arena.take(panels * p.I * G * W);
+  work.bias = arena.take(4 * panels * W);
+  if (p.w_hr) {
+    work.w_hr = arena.take(ceil_div(p.P, 4 * W) * p.H * 4 * W);
+    work.hidden = arena.take(p.B * p.H);
+  }
+  return work;
+}
+
+template <class Real>
+BackwardWork<Real> take_work(const Backward<Real>& p, int64_t W, Arena<Real>& arena) {
+  BackwardWork<Real> work{};
+  work.w_hh = arena.take(ceil_div(p.P, 4 * W) * gates_of(p.cell) * p.H * 4 * W);
+  if (p.w_hr) work.w_hr = arena.take(ceil_div(p.H, 4 * W) * p.P * 4 * W);
+  return work;
+}
+
+// The two biases of a gate add up, but for q's, which is inside the reset gate's product.
+template <class Real>
+void fill_bias(const Forward<Real>& p, int64_t W, Real* bias) {
+  const int64_t padded = ceil_div(p.H, W) * W, H = p.H;
+  const bool gru = p.cell == Cell::gru;
+  for (int64_t g = 0; g < 4; ++g)
+    for (int64_t u = 0; u < padded; ++u) {
+      Real sum = 0;
+      if (u < H && p.b_ih && !(gru && g == 3)) sum += p.b_ih[g * H + u];
+      if (u < H && p.b_hh && !(gru && g == 2)) sum += p.b_hh[(gru && g == 3 ? 2 : g) * H + u];
+      bias[g * padded + u] = sum;
+    }
+}
+
+template <class Real>
+void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real>& work,
+          const Part& part) {
+  const int64_t W = k.width, panels = ceil_div(p.H, W);
+  const int G = gates_of(p.cell);
+  const auto from = [&](int64_t n) { return n * part.begin / part.of; };
+  const auto to = [&](int64_t n) { return n * part.end / part.of; };
+  k.pack_rows(p.w_hh, p.P, G, p.H, p.H, W, work.w_hh, from(panels), to(panels));
+  if (work.w_ih)
+    k.pack_rows(p.w_ih, p.I, G, p.H, p.H, W, work.w_ih, from(panels), to(panels));
+  if (work.w_hr) {
+    const int64_t spans = ceil_div(p.P, 4 * W);
+    k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
+  }
+  if (part.begin == 0) fill_bias(p, W, work.bias);
+}
+
+template <class Real>
+void pack(const Kernels<Real>& k, const Backward<Real>& p, const BackwardWork<Real>& work,
+          const Part& part) {
+  const int64_t W = k.width, spans = ceil_div(p.P, 4 * W), hidden = ceil_div(p.H, 4 * W);
+  k.pack_columns(p.w_hh, gates_of(p.cell) * p.H, p.P, work.w_hh, spans * part.begin / part.of,
+                 spans * part.end / part.of);
+  if (work.w_hr)
+    k.pack_columns(p.w_hr, p.P, p.H, work.w_hr, hidden * part.begin / part.of,
+                   hidden * part.end / part.of);
+}
+
+// loop(direction, work, row0, row1, part) is the time loop; forward and backward share the rest.
+template <class Real, class Params, class Loop>
+void run_layer(const Kernels<Real>& k, const Plan& plan, const Params* directions, int D,
+               Real* workspace, const Parallel& parallel, Loop loop) {
+  Arena<Real> arena(workspace);
+  decltype(take_work(directions[0], 0, arena)) work[2] = {};
+  for (int d = 0; d < D; ++d) work[d] = take_work(directions[d], k.width, arena);
+  const int64_t threads = parallel.threads, B = directions[0].B;
+  parallel(threads, [&](int64_t begin, int64_t end) {
+    for (int d = 0; d < D; ++d) pack(k, directions[d], work[d], {begin, end, threads, nullptr});
+  });
+  if (plan.by_rows) {
+    const int64_t blocks = ceil_div(B, plan.block);
+    parallel(blocks * D, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        const int64_t d = n % D, row0 = n / D * plan.block;
+        const int64_t row1 = row0 + plan.block < B ? row0 + plan.block : B;
+        loop(directions[d], work[d], row0, row1, Part{});
+      }
+    });
+    return;
+  }
+  Barrier barrier(threads);
+  parallel(threads, [&](int64_t begin, int64_t end) {
+    for (int d = 0; d < D; ++d)
+      loop(directions[d], work[d], 0, B, Part{begin, end, threads, &barrier});
+  });
+}
+
+// Splits [0, H) into whole vectors among the threads if there is enough to do.
+template <class Real, class Body>
+void split_units(const Kernels<Real>& k, int64_t H, int64_t cost, const Parallel& parallel,
+                 Body body) {
+  const int64_t panels = ceil_div(H, k.width);
+  if (cost < kSerial || parallel.threads == 1) return body(0, H);
+  const int64_t parts = parallel.threads < panels ? parallel.threads : panels;
+  parallel(parts, [&](int64_t begin, int64_t end) {
+    const int64_t unit1 = panels * end / parts * k.width;
+    body(panels * begin / parts * k.width, unit1 < H ? unit1 : H);
+  });
+}
+
+}  // namespace
+
+void Barrier::wait(int64_t arriving) {
+  const int64_t round = round_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(arriving, std::memory_order_acq_rel) + arriving == parts_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins < kSpins)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+template <class Real>
+int64_t forward_workspace(const InstructionSet& set, const Forward<Real>* directions, int D) {
+  Arena<Real> arena(nullptr);
+  for (int d = 0; d < D; ++d) take_work(directions[d], kernels_of<Real>(set).width, arena);
+  return arena.used();
+}
+
+template <class Real>
+int64_t backward_workspace(const InstructionSet& set, const Backward<Real>* directions, int D) {
+  Arena<Real> arena(nullptr);
+  for (int d = 0; d < D; ++d) take_work(directions[d], kernels_of<Real>(set).width, arena);
+  return arena.used();
+}
+
+template <class Real>
+void layer_forward_cpu(const InstructionSet& set, const Plan& plan, const Forward<Real>* directions,
+                       int D, Real* workspace, const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  run_layer(k, plan, directions, D, workspace, parallel,
+            [&](const auto& p, const auto& work, int64_t row0, int64_t row1, const Part& part) {
+              k.forward(p, work, row0, row1, part);
+            });
+}
+
+template <class Real>
+void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
+                        const Backward<Real>* directions, int D, Real* workspace,
+                        const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  run_layer(k, plan, directions, D, workspace, parallel,
+            [&](const auto& p, const auto& work, int64_t row0, int64_t row1, const Part& part) {
+              k.backward(p, work, row0, row1, part);
+            });
+}
+
+template <class Real>
+void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,
+                      const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  const int64_t products = p.gates_x ? 16 : gates_of(p.cell) * (p.I + p.H);
+  split_units(k, p.H, p.B * p.H * products, parallel,
+              [&](int64_t unit0, int64_t unit1) { k.cell_forward(p, unit0, unit1); });
+}
+
+template <class Real>
+void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
+                       const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  split_units(k, p.H, p.B * p.H * 16, parallel,
+              [&](int64_t unit0, int64_t unit1) { k.cell_backward(p, unit0, unit1); });
+}
+
+#define GATEDRNN_INSTANTIATE(Real)                                                               \
+  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
+  template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);        \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int, \
+                                  Real*, const Parallel&);                                       \
+  template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*,    \
+                                   int, Real*, const Parallel&);                                 \
+  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                \
+                                 const Parallel&);                                               \
+  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,              \
+                                  const Parallel&);
+GATEDRNN_INSTANTIATE(float)
+GATEDRNN_INSTANTIATE(double)
+
+}  // namespace gatedrnn

@@ -1,0 +1,38 @@
+// What the machine can do at most, for the benchmarks: multiply-adds between registers, and reading.
+// Included inside the namespace of an instruction set.
+#pragma once
+
+// Independent chains in registers, as many as hide the latency; returns the multiply-adds done.
+template <class Real>
+static double multiply_adds(int64_t repeats) {
+  constexpr int chains = 10;
+  volatile Real opaque_a = Real(0.5), opaque_b = Real(1e-3), sink;
+  const Vec<Real> a = Vec<Real>{} + opaque_a, b = Vec<Real>{} + opaque_b;
+  Vec<Real> acc[chains];
+  for (int c = 0; c < chains; ++c) acc[c] = Vec<Real>{} + Real(c);  // equal chains would be merged
+  for (int64_t k = 0; k < repeats; ++k)
+#pragma GCC unroll 10
+    for (int c = 0; c < chains; ++c) acc[c] = acc[c] * a + b;
+  Vec<Real> sum = {};
+  for (int c = 0; c < chains; ++c) sum += acc[c];
+  sink = sum[0];
+  (void)sink;
+  return double(repeats) * chains * Simd<Real>::width;
+}
+
+// Reads n elements `passes` times; n is a multiple of eight vectors.
+template <class Real>
+static void read_all(const Real* data, int64_t n, int64_t passes) {
+  constexpr int W = Simd<Real>::width;
+  volatile Real sink;
+  Vec<Real> sums[8] = {};
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    for (int64_t i = 0; i < n; i += 8 * W)
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) sums[j] += load(data + i + j * W);
+    asm volatile("" : : : "memory");  // the next pass reads again
+  }
+  for (int j = 1; j < 8; ++j) sums[0] += sums[j];
+  sink = sums[0][0];
+  (void)sink;
+}

@@ -1,0 +1,65 @@
+// Weights in the order in which the tiles read them: panels [K][G][W], zero beyond the last unit.
+// Packed once a sequence call; its cost is that of one or two time steps. Included inside the
+// namespace of an instruction set.
+#pragma once
+
+// Transposes W vectors of W lanes in place: log2(W) rounds of exchanges between rows d apart.
+template <class Real>
+static inline void transpose(Vec<Real> (&v)[Simd<Real>::width]) {
+  constexpr int W = Simd<Real>::width;
+  using Int = typename Simd<Real>::Int;
+#pragma GCC unroll 4
+  for (int d = W / 2; d > 0; d /= 2) {
+    Int low = {}, high = {};  // lanes of the concatenated pair that form the two new rows
+#pragma GCC unroll 16
+    for (int k = 0; k < W; ++k) {
+      low[k] = k & d ? W + k - d : k;
+      high[k] = k & d ? W + k : k + d;
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < W; ++m) {
+      if (m & d) continue;
+      const Vec<Real> a = v[m], b = v[m + d];
+      v[m] = __builtin_shuffle(a, b, low);
+      v[m + d] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// Forward panels: unit u of gate g is row g * gate_stride + u of w [.., K], and lane u % W of
+// panel[u / panel_stride]. With gate_stride = H, panel_stride = W the gates of a unit stand side by
+// side; with gate_stride = W, panel_stride = G * W a panel holds G * W neighbouring rows.
+template <class Real>
+static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t gate_stride,
+                      int64_t panel_stride, Real* panels, int64_t panel0, int64_t panel1) {
+  constexpr int W = Simd<Real>::width;
+  const bool gates = panel_stride == W;
+  for (int64_t j = panel0; j < panel1; ++j) {
+    Real* panel = panels + j * K * G * W;
+    for (int g = 0; g < G; ++g) {
+      const int64_t first = j * panel_stride + g * gate_stride;
+      const int64_t left = units - j * panel_stride - (gates ? 0 : g * W);
+      for (int64_t k = 0; k < K; k += W) {
+        Vec<Real> v[W] = {};
+        for (int m = 0; m < W; ++m)
+          if (m < left) v[m] = load(w + (first + m) * K + k, K - k);
+        transpose<Real>(v);
+        for (int m = 0; m < W && k + m < K; ++m) store(panel + ((k + m) * G + g) * W, v[m]);
+      }
+    }
+  }
+}
+
+// Backward panels: the product runs over the rows of w [K, N], so columns become lanes.
+template <class Real>
+static void pack_columns(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel0,
+                         int64_t panel1) {
+  constexpr int W = Simd<Real>::width, span = 4 * W;
+  for (int64_t j = panel0; j < panel1; ++j)
+    for (int64_t k = 0; k < K; ++k)
+      for (int g = 0; g < 4; ++g) {
+        const int64_t column = j * span + g * W;
+        const Vec<Real> v = column < N ? load(w + k * N + column, N - column) : Vec<Real>{};
+        store(panels + (j * K + k) * span + g * W, v);
+      }
+}

@@ -1,0 +1,74 @@
+// The recurrent product's tile: up to kRows<G> sequences times G vectors of units, in registers.
+//
+//              panel [K][G][W]                    W lanes: units j*W ... j*W + W - 1
+//            k |g0|g1|..|                         G vectors: the unit's gates (forward), or
+//   rows  .----+--+--+--+                                    neighbouring units (backward)
+//    m    | a  |acc[m][g]|  += a[m][k] * panel[k][g]
+//         '----+--+--+--+
+//
+// The accumulators fill the register file beside G vectors of the panel. A sum over K is cut into
+// blocks, each summed from zero, so that rounding errors do not grow with K. Included inside the
+// namespace of an instruction set.
+#pragma once
+
+#if GATEDRNN_VECTOR_REGISTERS >= 32
+template <int G>
+constexpr int kRows = 24 / G;  // 8 for 3 gates, 6 for 4
+#else
+template <int G>
+constexpr int kRows = 12 / G;
+#endif
+constexpr int kMaxRows = kRows<3>;
+constexpr int64_t kBlock = 256;
+
+template <class Real>
+struct Tile {
+  Vec<Real> v[4][kMaxRows];  // pre-activations: one vector of units per gate and row
+};
+
+// tile.v[to[g]][m] += sum over k of a[m * lda + k] * panel[k][g], m < M
+template <class Real, int M, int G>
+static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
+                         const Real* panel) {
+  constexpr int W = Simd<Real>::width;
+  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
+    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
+    Vec<Real> acc[M][G] = {};
+    for (int64_t k = k0; k < k1; ++k) {
+      const Real* row = panel + k * G * W;
+      Vec<Real> w[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) w[g] = load(row + g * W);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const Vec<Real> am = Vec<Real>{} + a[m * lda + k];
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[m][g] += am * w[g];
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) tile.v[to[g]][m] += acc[m][g];
+  }
+}
+
+// The same for a number of rows known at run time, 1 <= M <= kRows<G>.
+template <int G, class Real>
+static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, int64_t lda,
+                    int64_t K, const Real* panel) {
+  if constexpr (kRows<G> > 4) {
+    if (M == 5) return product_rows<Real, 5, G>(tile, to, a, lda, K, panel);
+    if (M == 6) return product_rows<Real, 6, G>(tile, to, a, lda, K, panel);
+  }
+  if constexpr (kRows<G> > 6) {
+    if (M == 7) return product_rows<Real, 7, G>(tile, to, a, lda, K, panel);
+    if (M == 8) return product_rows<Real, 8, G>(tile, to, a, lda, K, panel);
+  }
+  if constexpr (kRows<G> > 3) {
+    if (M == 4) return product_rows<Real, 4, G>(tile, to, a, lda, K, panel);
+  }
+  if (M == 3) return product_rows<Real, 3, G>(tile, to, a, lda, K, panel);
+  if (M == 2) return product_rows<Real, 2, G>(tile, to, a, lda, K, panel);
+  return product_rows<Real, 1, G>(tile, to, a, lda, K, panel);
+}

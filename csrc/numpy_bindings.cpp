@@ -1,0 +1,367 @@
+// The raw kernels on NumPy arrays, for the kernel tests and microbenchmarks: no dispatcher between
+// the clock and the kernel, any instruction set, any partition, no torch. Never part of the wheel.
+#include <omp.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/layer.h"
+
+namespace py = pybind11;
+
+namespace gatedrnn {
+namespace {
+
+template <class Real>
+using Array = py::array_t<Real, py::array::c_style>;
+template <class Real>
+using Arrays = std::vector<Array<Real>>;
+
+// The caller sets the number of OpenMP's threads just before it runs.
+Parallel openmp(int threads) {
+  return {threads, [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
+#pragma omp parallel
+            {
+              const int64_t of = omp_get_num_threads(), me = omp_get_thread_num();
+              if (n * me / of < n * (me + 1) / of) body(context, n * me / of, n * (me + 1) / of);
+            }
+          }};
+}
+
+const InstructionSet& set_of(const std::string& name) {
+  const InstructionSet* set = name.empty() ? &instruction_set() : instruction_set(name.c_str());
+  if (!set) throw py::value_error("this machine has no instruction set " + name);
+  return *set;
+}
+
+Cell cell_of(const std::string& name) {
+  if (name == "gru") return Cell::gru;
+  if (name == "lstm") return Cell::lstm;
+  throw py::value_error("cell must be gru or lstm, not " + name);
+}
+
+template <class Real>
+Array<Real> zeros(std::vector<py::ssize_t> shape) {
+  Array<Real> a(shape);
+  std::fill_n(a.mutable_data(), a.size(), Real(0));
+  return a;
+}
+
+void expect(bool condition, const char* what) {
+  if (!condition) throw py::value_error(what);
+}
+
+// One direction of one layer with all of its buffers, so that forward() and backward() do nothing
+// but compute.
+template <class Real>
+class Layer {
+ public:
+  Layer(const std::string& cell, Array<Real> x, Array<Real> h0, std::optional<Array<Real>> c0,
+        Arrays<Real> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
+        const std::string& isa, int threads, const std::string& partition, bool train)
+      : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
+    const bool lstm = cell_of(cell) == Cell::lstm;
+    const int G = lstm ? 4 : 3;
+    expect(weights.size() >= 4 && weights.size() <= 5,
+           "weights must be w_ih, w_hh, b_ih, b_hh and perhaps w_hr");
+    expect(h0.ndim() == 2 && x.ndim() == (batch_sizes ? 2 : 3), "x or h0 has the wrong rank");
+    Forward<Real>& f = forward_;
+    f.cell = cell_of(cell);
+    f.B = h0.shape(0);
+    f.P = h0.shape(1);
+    f.H = weights[0].shape(0) / G;
+    f.I = x.shape(x.ndim() - 1);
+    f.reverse = reverse;
+    if (batch_sizes) {
+      offsets_.assign(1, 0);
+      for (int64_t b : *batch_sizes) offsets_.push_back(offsets_.back() + b);
+      f.offsets = offsets_.data();
+      f.T = int64_t(batch_sizes->size());
+      expect(offsets_.back() == x.shape(0) && batch_sizes->at(0) == f.B, "batch_sizes do not fit x");
+    } else {
+      f.T = x.shape(0);
+      expect(x.shape(1) == f.B, "x and h0 have different batch sizes");
+    }
+    expect(weights[0].size() == G * f.H * f.I && weights[1].size() == G * f.H * f.P &&
+               weights[2].size() == G * f.H && weights[3].size() == G * f.H &&
+               (weights.size() == 4 ? f.P == f.H : weights[4].size() == f.P * f.H),
+           "the weights do not fit x and h0");
+    const auto rows = [&](int64_t width) {
+      return batch_sizes ? std::vector<py::ssize_t>{x.shape(0), width}
+                         : std::vector<py::ssize_t>{f.T, f.B, width};
+    };
+    y = zeros<Real>(rows(f.P));
+    hn = zeros<Real>({f.B, f.P});
+    gates = zeros<Real>(train ? rows(G * f.H) : std::vector<py::ssize_t>{0});
+    c = zeros<Real>(!lstm ? std::vector<py::ssize_t>{0}
+                    : train ? rows(f.H) : std::vector<py::ssize_t>{f.B, f.H});
+    cn = zeros<Real>(lstm ? std::vector<py::ssize_t>{f.B, f.H} : std::vector<py::ssize_t>{0});
+    f.x = at<const Real>(x.data(), f.I);
+    f.w_ih = weights[0].data();
+    f.w_hh = weights[1].data();
+    f.b_ih = weights[2].data();
+    f.b_hh = weights[3].data();
+    if (weights.size() == 5) f.w_hr = weights_[4].data();
+    f.h0 = h0.data();
+    f.y = at(y.mutable_data(), f.P);
+    f.hn = hn.mutable_data();
+    if (train) f.gates = at(gates.mutable_data(), G * f.H);
+    if (lstm) {
+      c0_ = c0 ? *c0 : zeros<Real>({f.B, f.H});
+      f.c0 = c0_.data();
+      f.cn = cn.mutable_data();
+      f.c = train ? at(c.mutable_data(), f.H) : Rows<Real>{c.mutable_data(), 0, f.H, nullptr};
+    }
+    plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Real)), threads});
+    if (partition == "rows") {
+      plan_.by_rows = true;
+      plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
+    } else if (partition == "units") {
+      plan_.by_rows = false;
+    } else {
+      expect(partition == "plan", "partition must be plan, rows or units");
+    }
+    workspace_.resize(forward_workspace(set_, &f, 1));
+    if (train) prepare_backward(rows(4 * f.H), rows(f.P), rows(f.H));
+  }
+
+  void forward() {
+    omp_set_num_threads(parallel_.threads);
+    layer_forward_cpu(set_, plan_, &forward_, 1, workspace_.data(), parallel_);
+  }
+
+  void backward(Array<Real> dy, Array<Real> dhn, std::optional<Array<Real>> dcn) {
+    expect(gates.size() > 0, "backward needs train=True");
+    expect(dy.size() == y.size() && dhn.size() == hn.size(), "a cotangent has the wrong size");
+    backward_.dy = at<const Real>(dy.data(), forward_.P);
+    backward_.dhn = dhn.data();
+    backward_.dcn = dcn ? dcn->data() : nullptr;
+    omp_set_num_threads(parallel_.threads);
+    layer_backward_cpu(set_, plan_, &backward_, 1, backward_workspace_.data(), parallel_);
+  }
+
+  Array<Real> y, hn, cn, gates, c, dgates, dh, hidden, dh0, dc0;
+
+ private:
+  template <class Data>
+  Rows<Data> at(Data* data, int64_t width) const {
+    return {data, forward_.B * width, width, forward_.offsets};
+  }
+
+  void prepare_backward(std::vector<py::ssize_t> gate_rows, std::vector<py::ssize_t> state_rows,
+                        std::vector<py::ssize_t> unit_rows) {
+    const Forward<Real>& f = forward_;
+    Backward<Real>& b = backward_;
+    static_cast<Sizes&>(b) = f;
+    b.cell = f.cell;
+    b.w_hh = f.w_hh;
+    b.w_hr = f.w_hr;
+    b.h0 = f.h0;
+    b.c0 = f.c0;
+    b.y = at<const Real>(y.data(), f.P);
+    b.gates = at<const Real>(gates.data(), f.gates.row);
+    b.c = at<const Real>(c.data(), f.H);
+    dgates = zeros<Real>(gate_rows);
+    b.dgates = at(dgates.mutable_data(), 4 * f.H);
+    b.dq = 3 * f.H;
+    dh0 = zeros<Real>({f.B, f.P});
+    b.dh0 = dh0.mutable_data();
+    dc0 = zeros<Real>({f.B, f.H});
+    b.dc0 = dc0.mutable_data();
+    if (f.w_hr) {
+      dh = zeros<Real>(state_rows);
+      b.dh = at(dh.mutable_data(), f.P);
+      hidden = zeros<Real>(unit_rows);
+      b.hidden = at(hidden.mutable_data(), f.H);
+    }
+    backward_workspace_.resize(backward_workspace(set_, &b, 1));
+  }
+
+  const InstructionSet& set_;
+  Parallel parallel_;
+  Array<Real> x_, h0_, c0_;
+  Arrays<Real> weights_;
+  std::vector<int64_t> offsets_;
+  Forward<Real> forward_{};
+  Backward<Real> backward_{};
+  Plan plan_{};
+  std::vector<Real> workspace_, backward_workspace_;
+};
+
+// A cell's step from raw weights.
+template <class Real>
+class Step {
+ public:
+  Step(const std::string& cell, Array<Real> x, Array<Real> h, std::optional<Array<Real>> c,
+       Arrays<Real> weights, const std::string& isa, int threads)
+      : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h_(h), weights_(weights) {
+    const bool lstm = cell_of(cell) == Cell::lstm;
+    const int64_t G = lstm ? 4 : 3;
+    CellForward<Real>& p = params_;
+    p.cell = cell_of(cell);
+    p.B = x.shape(0);
+    p.I = x.shape(1);
+    p.H = h.shape(1);
+    expect(weights.size() == 4 && weights[0].size() == G * p.H * p.I &&
+               weights[1].size() == G * p.H * p.H && weights[2].size() == G * p.H &&
+               weights[3].size() == G * p.H && h.shape(0) == p.B,
+           "the weights do not fit x and h");
+    p.x = x.data();
+    p.h = h.data();
+    p.w_ih = weights[0].data();
+    p.w_hh = weights[1].data();
+    p.b_ih = weights[2].data();
+    p.b_hh = weights[3].data();
+    h_next = zeros<Real>({p.B, p.H});
+    p.h_next = h_next.mutable_data();
+    c_next = zeros<Real>({p.B, p.H});
+    saved = zeros<Real>({p.B, (lstm ? 5 : 4) * p.H});
+    p.saved = saved.mutable_data();
+    if (lstm) {
+      c_ = c ? *c : zeros<Real>({p.B, p.H});
+      p.c = c_.data();
+      p.c_next = c_next.mutable_data();
+    }
+  }
+
+  void forward() {
+    omp_set_num_threads(parallel_.threads);
+    cell_forward_cpu(set_, params_, parallel_);
+  }
+
+  Array<Real> h_next, c_next, saved;
+
+ private:
+  const InstructionSet& set_;
+  Parallel parallel_;
+  Array<Real> x_, h_, c_;
+  Arrays<Real> weights_;
+  CellForward<Real> params_{};
+};
+
+template <class Real>
+Array<Real> apply(void (*function)(const Real*, Real*, int64_t), Array<Real> x) {
+  Array<Real> y = zeros<Real>({x.size()});
+  function(x.data(), y.mutable_data(), x.size());
+  return y;
+}
+
+template <class Run>
+double seconds(Run run) {
+  const auto begin = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Floating-point operations a second of all threads together: the best of `repeats` short runs.
+template <class Real>
+double peak_flops(const std::string& isa, int threads, int repeats) {
+  const Kernels<Real>& k = kernels_of<Real>(set_of(isa));
+  const Parallel parallel = openmp(threads);
+  omp_set_num_threads(threads);
+  double best = 0;
+  for (int n = 0; n < repeats; ++n) {
+    double operations = 0;
+    const double time = seconds([&] {
+      std::vector<double> done(threads);
+      parallel(threads, [&](int64_t begin, int64_t) { done[begin] = k.multiply_adds(1 << 20); });
+      for (double d : done) operations += 2 * d;
+    });
+    best = std::max(best, operations / time);
+  }
+  return best;
+}
+
+// Bytes a second that all threads together read, each from a buffer of its own of `bytes`.
+double read_bandwidth(int64_t bytes, const std::string& isa, int threads, int repeats) {
+  const Kernels<float>& k = *set_of(isa).f32;
+  const Parallel parallel = openmp(threads);
+  omp_set_num_threads(threads);
+  const int64_t span = 8 * k.width, n = bytes / int64_t(sizeof(float)) / span * span;
+  std::vector<std::vector<float>> buffers(threads, std::vector<float>(n));
+  const int64_t passes = std::max<int64_t>(1, (int64_t(64) << 20) / bytes);
+  double best = 0;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const double time = seconds([&] {
+      parallel(threads, [&](int64_t begin, int64_t) {
+        k.read_all(buffers[begin].data(), n, passes);
+      });
+    });
+    best = std::max(best, double(n) * sizeof(float) * passes * threads / time);
+  }
+  return best;
+}
+
+template <class Real>
+void define(py::module_& m, const char* suffix) {
+  using py::arg;
+  const std::string s(suffix);
+  py::class_<Layer<Real>>(m, ("Layer" + s).c_str())
+      .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
+                    Arrays<Real>, bool, std::optional<std::vector<int64_t>>, const std::string&,
+                    int, const std::string&, bool>(),
+           arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
+           arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
+           arg("threads") = 1, arg("partition") = "plan", arg("train") = true)
+      .def("forward", &Layer<Real>::forward)
+      .def("backward", &Layer<Real>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
+           arg("dcn") = py::none())
+      .def_readonly("y", &Layer<Real>::y)
+      .def_readonly("hn", &Layer<Real>::hn)
+      .def_readonly("cn", &Layer<Real>::cn)
+      .def_readonly("gates", &Layer<Real>::gates)
+      .def_readonly("c", &Layer<Real>::c)
+      .def_readonly("dgates", &Layer<Real>::dgates)
+      .def_readonly("dh", &Layer<Real>::dh)
+      .def_readonly("hidden", &Layer<Real>::hidden)
+      .def_readonly("dh0", &Layer<Real>::dh0)
+      .def_readonly("dc0", &Layer<Real>::dc0);
+  py::class_<Step<Real>>(m, ("Step" + s).c_str())
+      .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
+                    Arrays<Real>, const std::string&, int>(),
+           arg("cell"), arg("x").noconvert(), arg("h").noconvert(), arg("c"), arg("weights"),
+           arg("isa") = "", arg("threads") = 1)
+      .def("forward", &Step<Real>::forward)
+      .def_readonly("h_next", &Step<Real>::h_next)
+      .def_readonly("c_next", &Step<Real>::c_next)
+      .def_readonly("saved", &Step<Real>::saved);
+  m.def("sigmoid", [](Array<Real> x, const std::string& isa) {
+    return apply(kernels_of<Real>(set_of(isa)).sigmoid, x);
+  }, arg("x").noconvert(), arg("isa") = "");
+  m.def("tanh", [](Array<Real> x, const std::string& isa) {
+    return apply(kernels_of<Real>(set_of(isa)).tanh, x);
+  }, arg("x").noconvert(), arg("isa") = "");
+  m.def(("peak_flops" + s).c_str(), &peak_flops<Real>, arg("isa") = "", arg("threads") = 1,
+        arg("repeats") = 20);
+}
+
+PYBIND11_MODULE(gatedrnn_kernels, m) {
+  m.doc() = "gatedrnn's raw CPU kernels on NumPy arrays";
+  define<float>(m, "32");
+  define<double>(m, "64");
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const char* name : {"avx512", "avx2", "baseline"})
+      if (instruction_set(name)) names.push_back(name);
+    return names;
+  });
+  m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("isa") = "",
+        py::arg("threads") = 1, py::arg("repeats") = 20);
+  m.def("plan", [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates,
+                   int directions, int element, int threads) {
+    const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
+    return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
+                    py::arg("project_first") = plan.project_first);
+  }, py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),
+     py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1);
+}
+
+}  // namespace
+}  // namespace gatedrnn

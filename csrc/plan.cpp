@@ -1,0 +1,37 @@
+#include "plan.h"
+
+namespace gatedrnn {
+namespace {
+
+// The share of a core's L2 that weights may fill and still stay there beside the states.
+constexpr int64_t kCache = 768 << 10;
+// A tile holds 6 or 8 sequences; fewer leave the multipliers waiting for weights.
+constexpr int64_t kFullTile = 8;
+// Sequences that walk together: their states stay in L2, and the weights are read once for all.
+constexpr int64_t kBlock = 64;
+// So few features are cheaper to multiply in the step than to write and read back as gates.
+constexpr int64_t kFewFeatures = 32;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Plan plan_cpu(const Problem& p) {
+  const int64_t threads = p.threads < 1 ? 1 : p.threads;
+  const int64_t streams = ceil_div(threads, p.directions);  // threads that share one direction
+  const int64_t rows = ceil_div(p.B, streams);
+  const int64_t weights = p.gates * p.H * p.P * p.element;
+  Plan plan{};
+  // Alone with its sequences a thread reads all of the weights each step. That pays unless it has
+  // too few sequences to hide the reading, or the weights would fit L2 if the threads shared them.
+  const bool few = rows < kFullTile / 2;
+  const bool overflow = weights > kCache && rows < kBlock;
+  plan.by_rows = streams == 1 || !(few || overflow);
+  const int64_t blocks = streams * ceil_div(p.B, streams * kBlock);
+  plan.block = plan.by_rows ? ceil_div(p.B, blocks) : p.B;
+  // In the step the input's weights are read again and again; ahead of it once.
+  plan.project_first = p.I > kFewFeatures && (plan.by_rows ? plan.block : p.B) < 2 * kFullTile;
+  return plan;
+}
+
+}  // namespace gatedrnn

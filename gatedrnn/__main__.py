@@ -1,0 +1,41 @@
+"""python -m gatedrnn: a report of versions and hardware, fit for a bug report."""
+
+import platform
+import sys
+
+import torch
+
+from . import __version__, ops
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def report() -> str:
+    """The report's text: one fact a line."""
+    facts = {
+        "gatedrnn": __version__,
+        "torch": torch.__version__,
+        "Python": sys.version.split()[0],
+        "system": platform.platform(),
+        "processor": f"{_processor()} ({platform.machine()})",
+        "instruction set in use": f"{ops.instruction_set()} (GATEDRNN_CPU_ISA forces another)",
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
+        "CUDA kernels": "not built: this version computes on the CPU",
+        "CUDA of torch": torch.version.cuda or "none",
+        "module": ops.__file__,
+    }
+    width = max(map(len, facts))
+    return "\n".join(f"{name:{width}}  {fact}" for name, fact in facts.items())
+
+
+if __name__ == "__main__":
+    print(report())

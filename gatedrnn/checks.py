@@ -1,0 +1,245 @@
+"""The checks of functional.py: what fits together, and the sentence for what does not.
+
+Types and texts are torch.nn's wherever it refuses the same thing. Sizes are named as in
+functional.py. Nothing here reads a tensor's values, except the lengths of a PackedSequence.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+_GATES = {"GRU": 3, "LSTM": 4, "GRUCell": 3, "LSTMCell": 4}
+
+
+class Sizes(NamedTuple):
+    """What a flat list of weights says about the network."""
+
+    layers: int
+    directions: int
+    hidden: int  # H
+    output: int  # P
+    bias: bool
+    projection: bool
+    shapes: list[tuple[int, ...]]  # of one direction of the first layer
+
+
+def pair(name: str, hx: Any) -> tuple[Tensor, Tensor]:
+    """The two states of an LSTM; TypeError if hx is anything else, a stacked tensor included."""
+    if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+        got = f"{len(hx)} items" if isinstance(hx, (tuple, list)) else type(hx).__name__
+        raise TypeError(f"{name}: expected hx to be a tuple of two tensors (h, c), got {got}")
+    return hx[0], hx[1]
+
+
+def sizes_of(name: str, weights: Sequence[Tensor], directions: int) -> Sizes:
+    """Read the sizes of the network off its flat list of weights."""
+    count = len(weights)
+    if count < 2 or weights[0].dim() != 2 or weights[1].dim() != 2:
+        raise RuntimeError(
+            f"{name}: expected weights to begin with two matrices, w_ih and w_hh, got shapes "
+            f"{[tuple(w.shape) for w in weights[:2]]}"
+        )
+    gates = _GATES[name]
+    rows, features = weights[0].shape
+    hidden, output = rows // gates, weights[1].size(1)
+    bias = count > 2 and weights[2].dim() == 1
+    projection = gates == 4 and output != hidden
+    if not projection:
+        output = hidden
+    rows = gates * hidden
+    shapes: list[tuple[int, ...]] = [(rows, features), (rows, output)]
+    if bias:
+        shapes += [(rows,), (rows,)]
+    if projection:
+        shapes += [(output, hidden)]
+    layers, rest = divmod(count, directions * len(shapes))
+    if rest:
+        raise RuntimeError(
+            f"{name}: expected {len(shapes)} weights for each layer and direction, of shapes "
+            f"{shapes} in the first layer, got {count} weights for {directions} direction(s)"
+        )
+    return Sizes(layers, directions, hidden, output, bias, projection, shapes)
+
+
+def check_dims(name: str, input: Tensor, states: tuple[Tensor, ...] | None) -> None:
+    """The ranks of a padded input and its initial states."""
+    dim = input.dim()
+    if dim not in (2, 3):
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dim}D instead")
+    if states is None or all(s.dim() == dim for s in states):
+        return
+    kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
+    if len(states) == 1:
+        raise RuntimeError(
+            f"For {kind} input, hx should also be {dim}-D but got {states[0].dim()}-D tensor"
+        )
+    raise RuntimeError(
+        f"For {kind} input, hx and cx should also be {dim}-D "
+        f"but got ({states[0].dim()}-D, {states[1].dim()}-D) tensors"
+    )
+
+
+def packed_batch(
+    data: Tensor,
+    batch_sizes: Tensor,
+    sorted_indices: Tensor | None,
+    unsorted_indices: Tensor | None,
+    states: tuple[Tensor, ...] | None,
+) -> int:
+    """Check the parts of a PackedSequence against each other; returns B."""
+    if data.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.is_cuda:
+        raise RuntimeError(
+            "PackedSequence: expected batch_sizes to be a 1-D int64 tensor on the CPU, got "
+            f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
+        )
+    if torch.compiler.is_compiling():
+        # A traced graph knows sizes, not values: the op checks those when it runs.
+        if sorted_indices is not None:
+            return sorted_indices.size(0)
+        return int(batch_sizes[0]) if states is None else states[0].size(1)
+    steps: list[int] = batch_sizes.tolist()
+    if not steps or steps[-1] <= 0 or any(a < b for a, b in pairwise(steps)):
+        raise RuntimeError(
+            "PackedSequence: expected batch_sizes to be positive, non-increasing and not empty, "
+            f"got {steps if len(steps) <= 10 else [*steps[:10], '...']}"
+        )
+    if sum(steps) != data.size(0):
+        raise RuntimeError(
+            f"PackedSequence: expected as many rows of data as batch_sizes adds up to, "
+            f"{sum(steps)}, got {data.size(0)} (were some lengths greater than the padded length?)"
+        )
+    for label, indices in ("sorted", sorted_indices), ("unsorted", unsorted_indices):
+        if indices is not None and indices.shape != (steps[0],):
+            raise RuntimeError(
+                f"PackedSequence: expected {label}_indices to have shape ({steps[0]},), "
+                f"got {tuple(indices.shape)}"
+            )
+    return steps[0]
+
+
+def check_tensors(
+    name: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: tuple[Tensor, ...] | None,
+    sizes: Sizes,
+    batch: int,
+) -> None:
+    """Sizes, dtypes and devices of x (.., I), the initial states (L*D, B, .) and the weights."""
+    dtype, device = x.dtype, x.device
+    if dtype != weights[0].dtype:
+        raise ValueError(
+            f"RNN input dtype ({dtype}) does not match weight dtype ({weights[0].dtype}). Convert "
+            f"input: input.to({weights[0].dtype}), or convert model: model.to({dtype})"
+        )
+    features = sizes.shapes[0][1]
+    if x.size(-1) != features:
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {features}, got {x.size(-1)}"
+        )
+    if states is not None:
+        rows = sizes.layers * sizes.directions
+        for k, state in enumerate(states):
+            expected = (rows, batch, sizes.hidden if k else sizes.output)
+            if state.shape != expected:
+                label = "hidden" if len(states) == 1 else f"hidden[{k}]"
+                raise RuntimeError(f"Expected {label} size {expected}, got {list(state.shape)}")
+        for k, state in enumerate(states):
+            if state.device != device:
+                _refuse_device("hidden", device, state.device)
+            if state.dtype != dtype:
+                label = "hx" if len(states) == 1 else f"hx[{k}]"
+                raise RuntimeError(
+                    f"{name}: {label} dtype ({state.dtype}) does not match input dtype ({dtype})"
+                )
+    shapes = list(sizes.shapes)
+    for k, w in enumerate(weights):
+        if k == sizes.directions * len(shapes):  # the second layer begins
+            shapes[0] = (shapes[0][0], sizes.directions * sizes.output)
+        if w.shape != shapes[k % len(shapes)] or w.dtype != dtype or w.device != device:
+            _refuse_weight(name, x, w, _weight_name(sizes, k), shapes[k % len(shapes)])
+
+
+def _weight_name(sizes: Sizes, k: int) -> str:
+    layer, place = divmod(k, sizes.directions * len(sizes.shapes))
+    direction, place = divmod(place, len(sizes.shapes))
+    stems = ["weight_ih", "weight_hh"]
+    stems += ["bias_ih", "bias_hh"] if sizes.bias else []
+    stems += ["weight_hr"] if sizes.projection else []
+    return f"{stems[place]}_l{layer}{'_reverse' if direction else ''}"
+
+
+def _refuse_device(kind: str, ours: torch.device, theirs: torch.device) -> NoReturn:
+    raise RuntimeError(
+        f"Input and {kind} tensors are not at the same device, found input tensor at {ours} "
+        f"and {kind} tensor at {theirs}"
+    )
+
+
+def _refuse_weight(name: str, x: Tensor, w: Tensor, label: str, shape: tuple[int, ...]) -> NoReturn:
+    if w.device != x.device:
+        _refuse_device("parameter", x.device, w.device)
+    if w.dtype != x.dtype:
+        raise RuntimeError(
+            f"{name}: {label} dtype ({w.dtype}) does not match input dtype ({x.dtype})"
+        )
+    raise RuntimeError(f"{name}: expected {label} of shape {shape}, got {tuple(w.shape)}")
+
+
+def check_cell(
+    name: str,
+    input: Tensor,
+    states: tuple[Tensor, ...] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> None:
+    """Ranks, sizes, dtypes and devices of one step of a cell."""
+    dim = input.dim()
+    if dim not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dim}D instead")
+    states = states or ()
+    labels = ("hidden",) if len(states) == 1 else ("hx[0]", "hx[1]")
+    for label, state in zip(labels, states, strict=False):
+        if state.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead")
+    features, hidden = w_ih.size(-1), w_hh.size(-1)
+    if input.size(-1) != features:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {features}"
+        )
+    for k, state in enumerate(states):
+        if state.dim() != dim:
+            raise RuntimeError(
+                f"{name}: expected {labels[k]} to be {dim}D as the input is, got {state.dim()}D"
+            )
+        if dim == 2 and state.size(0) != input.size(0):
+            raise RuntimeError(
+                f"Input batch size {input.size(0)} doesn't match hidden{k} "
+                f"batch size {state.size(0)}"
+            )
+        if state.size(-1) != hidden:
+            raise RuntimeError(
+                f"hidden{k} has inconsistent hidden_size: got {state.size(-1)}, expected {hidden}"
+            )
+        if state.device != input.device:
+            _refuse_device("hidden", input.device, state.device)
+        if state.dtype != input.dtype:
+            raise RuntimeError(
+                f"{name}: {labels[k]} dtype ({state.dtype}) does not match "
+                f"input dtype ({input.dtype})"
+            )
+    rows = _GATES[name] * hidden
+    shapes: tuple[tuple[int, ...], ...] = ((rows, features), (rows, hidden), (rows,), (rows,))
+    for k, w in enumerate((w_ih, w_hh, b_ih, b_hh)):
+        if w is None:
+            continue
+        if w.shape != shapes[k] or w.dtype != input.dtype or w.device != input.device:
+            label = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[k]
+            _refuse_weight(name, input, w, label, shapes[k])

@@ -1,0 +1,163 @@
+"""Fake kernels: the shapes that the raw ops return, for meta tensors, tracing and export."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+_Kernel = TypeVar("_Kernel", bound=Callable[..., object])
+
+
+def _fake(op: str) -> Callable[[_Kernel], _Kernel]:
+    return torch.library.register_fake(f"gatedrnn::{op}")
+
+
+def _layer(x: Tensor, h0: Tensor, w_ih: Tensor, gates: int) -> tuple[int, int, list[int]]:
+    """D, H and the leading sizes of whatever has a row for every row of x."""
+    return h0.size(0), w_ih.size(0) // gates, list(x.shape[:-1])
+
+
+@_fake("gru_forward")
+def _gru_forward(
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    d, hidden, rows = _layer(x, h0, weights[0], 3)
+    gates = x.new_empty([*rows, d * 3 * hidden] if train else [0])
+    return x.new_empty([*rows, d * hidden]), x.new_empty(h0.shape), gates
+
+
+@_fake("gru_backward")
+def _gru_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    return _gradient(x, need_input), x.new_empty(h0.shape), _gradients(weights, need_weights)
+
+
+@_fake("lstm_forward")
+def _lstm_forward(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, ...]:
+    d, hidden, rows = _layer(x, h0, weights[0], 4)
+    gates = x.new_empty([*rows, d * 4 * hidden] if train else [0])
+    c = x.new_empty([*rows, d * hidden] if train else [0])
+    y = x.new_empty([*rows, d * h0.size(2)])
+    return y, x.new_empty(h0.shape), x.new_empty(c0.shape), gates, c
+
+
+@_fake("lstm_backward")
+def _lstm_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    states = x.new_empty(h0.shape), x.new_empty(c0.shape)
+    return _gradient(x, need_input), *states, _gradients(weights, need_weights)
+
+
+@_fake("gru_cell_forward")
+def _gru_cell_forward(
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, Tensor]:
+    saved = [h.size(0), 4 * h.size(1)] if train else [0]
+    return x.new_empty(h.shape), x.new_empty(saved)
+
+
+@_fake("gru_cell_backward")
+def _gru_cell_backward(
+    dh: Tensor,
+    x: Tensor,
+    h: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: bool,
+    saved: Tensor,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    dweights = _gradients(_cell_weights(w_ih, w_hh, bias), need_weights)
+    return _gradient(x, need_input), x.new_empty(h.shape), dweights
+
+
+@_fake("lstm_cell_forward")
+def _lstm_cell_forward(
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    train: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    saved = [h.size(0), 5 * h.size(1)] if train else [0]
+    return x.new_empty(h.shape), x.new_empty(c.shape), x.new_empty(saved)
+
+
+@_fake("lstm_cell_backward")
+def _lstm_cell_backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    bias: bool,
+    saved: Tensor,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    dweights = _gradients(_cell_weights(w_ih, w_hh, bias), need_weights)
+    return _gradient(x, need_input), x.new_empty(h.shape), x.new_empty(c.shape), dweights
+
+
+def _gradient(x: Tensor, needed: bool) -> Tensor:
+    return x.new_empty(x.shape if needed else [0])
+
+
+def _gradients(weights: Sequence[Tensor], needed: bool) -> list[Tensor]:
+    return [w.new_empty(w.shape) for w in weights] if needed else []
+
+
+def _cell_weights(w_ih: Tensor, w_hh: Tensor, bias: bool) -> list[Tensor]:
+    row = w_ih[:, 0] if w_ih.size(1) else w_hh[:, 0]
+    return [w_ih, w_hh, row, row] if bias else [w_ih, w_hh]

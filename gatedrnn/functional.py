@@ -1,0 +1,393 @@
+"""GRU and LSTM as functions of explicit weights: stacked layers, directions, dropout, packing.
+
+Arguments are checked here (checks.py has the sentences), autocast is applied, and the stack of
+layers is walked; ops computes one layer at a time. Sizes, here and in the docstrings:
+T steps, B sequences, I inputs, H hidden units, P outputs per direction (H without projection),
+L layers, D directions (2 if bidirectional), G gates (3 for GRU, rows r, z, n; 4 for LSTM, rows
+i, f, g, o). The equations stand in reference.py.
+
+Autocast: when it is on for the input's device, and input, states and weights are all float32,
+float16 or bfloat16, they are cast to the autocast dtype, and that is the dtype of all results.
+Other dtypes are left as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import checks, ops
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
+
+_AUTOCAST_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
+
+
+@overload
+def gru(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gru(
+    input: PackedSequence,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[PackedSequence, Tensor]: ...
+
+
+def gru(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Run a stack of GRU layers over a sequence; the function under :class:`gatedrnn.GRU`.
+
+    Args:
+        input: (T, B, I); (B, T, I) if batch_first; (T, I) without a batch; or a PackedSequence.
+        weights: the tensors of ``torch.nn.GRU(...).parameters()`` in that order: per layer, then
+            per direction, w_ih (3H, I for the first layer, D*H after), w_hh (3H, H), and either
+            b_ih (3H) and b_hh (3H) everywhere or no bias at all. L follows from their number.
+        hx: initial state (L*D, B, H), or (L*D, H) without a batch; zeros if None. For a
+            PackedSequence its rows are in the caller's order.
+        bidirectional: whether each layer has a second direction that runs backwards in time.
+        dropout: probability of zeroing an element of what one layer hands to the next.
+        training: whether dropout is active.
+        batch_first: whether the first two dimensions of a 3-D input, and of the output, are (B, T).
+
+    Returns:
+        The output (T, B, D*H), laid out and packed as the input was, and the final state, laid out
+        as hx; both in the input's dtype (under autocast: in the autocast dtype).
+
+    Raises:
+        ValueError: the input is neither 2-D nor 3-D, or differs in dtype from the weights.
+        RuntimeError: sizes, dtypes or devices do not fit together, T is 0, or a PackedSequence
+            is inconsistent.
+
+    Example::
+
+        >>> m = torch.nn.GRU(10, 20, num_layers=2)
+        >>> y, hn = gatedrnn.functional.gru(torch.randn(5, 3, 10), list(m.parameters()))
+        >>> y.shape, hn.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+    states = None if hx is None else (hx,)
+    flags = bidirectional, dropout, training, batch_first
+    y, (hn,) = _run("GRU", ops.gru_layer, input, weights, states, *flags)
+    return y, hn
+
+
+@overload
+def lstm(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def lstm(
+    input: PackedSequence,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+
+def lstm(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_first: bool = False,
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    """Run a stack of LSTM layers over a sequence; the function under :class:`gatedrnn.LSTM`.
+
+    Args:
+        input: (T, B, I); (B, T, I) if batch_first; (T, I) without a batch; or a PackedSequence.
+        weights: the tensors of ``torch.nn.LSTM(...).parameters()`` in that order: per layer, then
+            per direction, w_ih (4H, I for the first layer, D*P after), w_hh (4H, P), b_ih (4H) and
+            b_hh (4H) or no bias at all, and w_hr (P, H) if there is a projection (P < H).
+            L follows from their number.
+        hx: initial states (h_0, c_0), of shapes (L*D, B, P) and (L*D, B, H), or without the B;
+            zeros if None. For a PackedSequence their rows are in the caller's order.
+        bidirectional: whether each layer has a second direction that runs backwards in time.
+        dropout: probability of zeroing an element of what one layer hands to the next.
+        training: whether dropout is active.
+        batch_first: whether the first two dimensions of a 3-D input, and of the output, are (B, T).
+
+    Returns:
+        The output (T, B, D*P), laid out and packed as the input was, and the final states
+        (h_n, c_n), laid out as hx; all in the input's dtype (under autocast: the autocast dtype).
+
+    Raises:
+        TypeError: hx is not a pair.
+        ValueError, RuntimeError: as for :func:`gru`.
+
+    Example::
+
+        >>> m = torch.nn.LSTM(10, 20, num_layers=2)
+        >>> y, (hn, cn) = gatedrnn.functional.lstm(torch.randn(5, 3, 10), list(m.parameters()))
+        >>> y.shape, cn.shape
+        (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+    states = None if hx is None else checks.pair("LSTM", hx)
+    flags = bidirectional, dropout, training, batch_first
+    y, (hn, cn) = _run("LSTM", ops.lstm_layer, input, weights, states, *flags)
+    return y, (hn, cn)
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """One GRU step; the function under :class:`gatedrnn.GRUCell`.
+
+    Args:
+        input: (B, I) or (I,).
+        hx: the state (B, H) or (H,), as the input; zeros if None.
+        w_ih, w_hh, b_ih, b_hh: (3H, I), (3H, H), (3H,), (3H,); the biases may be None.
+
+    Returns:
+        The next state (B, H) or (H,), in the input's dtype (under autocast: the autocast dtype).
+
+    Raises:
+        ValueError: input or state is neither 1-D nor 2-D.
+        RuntimeError: sizes, dtypes or devices do not fit together.
+
+    Example::
+
+        >>> c = torch.nn.GRUCell(10, 20)
+        >>> gatedrnn.functional.gru_cell(torch.randn(3, 10), None, *c.parameters()).shape
+        torch.Size([3, 20])
+    """
+    states = None if hx is None else (hx,)
+    return _run_cell("GRUCell", ops.gru_cell, input, states, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step; the function under :class:`gatedrnn.LSTMCell`.
+
+    Args:
+        input: (B, I) or (I,).
+        hx: the states (h, c), (B, H) or (H,) each, as the input; zeros if None.
+        w_ih, w_hh, b_ih, b_hh: (4H, I), (4H, H), (4H,), (4H,); the biases may be None.
+
+    Returns:
+        The next states (h', c'), in the input's dtype (under autocast: the autocast dtype).
+
+    Raises:
+        TypeError: hx is not a pair.
+        ValueError: input or a state is neither 1-D nor 2-D.
+        RuntimeError: sizes, dtypes or devices do not fit together.
+
+    Example::
+
+        >>> c = torch.nn.LSTMCell(10, 20)
+        >>> h, c = gatedrnn.functional.lstm_cell(torch.randn(3, 10), None, *c.parameters())
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
+    states = None if hx is None else checks.pair("LSTMCell", hx)
+    h, c = _run_cell("LSTMCell", ops.lstm_cell, input, states, w_ih, w_hh, b_ih, b_hh)
+    return h, c
+
+
+def _autocast_dtype(
+    x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor | None]
+) -> torch.dtype | None:
+    """The dtype to compute in where autocast applies to these tensors; None where it does not."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
+    device = x.device.type
+    # is_autocast_enabled raises for a device that has no autocast, such as meta.
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    tensors = (x, *(states or ()), *weights)
+    if any(t is not None and t.dtype not in _AUTOCAST_DTYPES for t in tensors):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _run(
+    name: str,
+    layer: Callable[..., tuple[Tensor, ...]],
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    states: tuple[Tensor, ...] | None,
+    bidirectional: bool,
+    dropout: float,
+    training: bool,
+    batch_first: bool,
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """Check, bring everything into time-major order, run the layers, and undo the order."""
+    unbatched = False
+    batch_sizes = order = inverse = None
+    if isinstance(input, PackedSequence):
+        x, batch_sizes, order, inverse = input
+        batch = checks.packed_batch(x, batch_sizes, order, inverse, states)
+    else:
+        checks.check_dims(name, input, states)
+        unbatched = input.dim() == 2
+        if unbatched:
+            x = input.unsqueeze(1)
+            states = states and tuple(s.unsqueeze(1) for s in states)
+        else:
+            x = input.transpose(0, 1) if batch_first else input
+        batch = x.size(1)
+
+    sizes = checks.sizes_of(name, weights, 2 if bidirectional else 1)
+    dtype = _autocast_dtype(x, states, weights)
+    if dtype is not None:
+        x = x.to(dtype)
+        states = states and tuple(s.to(dtype) for s in states)
+        weights = [w.to(dtype) for w in weights]
+    checks.check_tensors(name, x, weights, states, sizes, batch)
+    if batch_sizes is None and x.size(0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if states is None:
+        states = _zeros(name, x, sizes, batch)
+    elif order is not None:
+        states = tuple(s.index_select(1, order) for s in states)
+
+    probability = dropout if training else 0.0
+    if dtype is None:
+        y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, probability)
+    else:  # applied by hand above, not to be applied again inside
+        with torch.autocast(x.device.type, enabled=False):
+            y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, probability)
+
+    if isinstance(input, PackedSequence):
+        if inverse is not None:
+            finals = tuple(s.index_select(1, inverse) for s in finals)
+        return PackedSequence(y, batch_sizes, order, inverse), finals
+    if unbatched:
+        return y.squeeze(1), tuple(s.squeeze(1) for s in finals)
+    return (y.transpose(0, 1) if batch_first else y), finals
+
+
+def _zeros(name: str, x: Tensor, sizes: checks.Sizes, batch: int) -> tuple[Tensor, ...]:
+    # Two tensors for an LSTM even where one would do: Dynamo refuses an input given twice.
+    widths = (sizes.output,) if name == "GRU" else (sizes.output, sizes.hidden)
+    shape = sizes.layers * sizes.directions, batch
+    return tuple(torch.zeros(*shape, w, dtype=x.dtype, device=x.device) for w in widths)
+
+
+def _stack(
+    layer: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    states: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    sizes: checks.Sizes,
+    dropout: float,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run the layers one after the other, with dropout between them, on time-major tensors."""
+    if sizes.layers == 1:
+        y, *last = layer(x, *states, _layer_weights(weights, sizes, 0, len(states)), batch_sizes)
+        return y, tuple(last)
+    y, finals = x, []
+    for k in range(sizes.layers):
+        # torch's CPU masks: one draw per inner layer, over its time-major or packed output.
+        if k and dropout != 0:
+            y = torch.dropout(y, dropout, True)
+        rows = slice(k * sizes.directions, (k + 1) * sizes.directions)
+        group = _layer_weights(weights, sizes, k, len(states))
+        y, *last = layer(y, *(s[rows] for s in states), group, batch_sizes)
+        finals.append(last)
+    return y, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _layer_weights(
+    weights: Sequence[Tensor], sizes: checks.Sizes, layer: int, states: int
+) -> list[Tensor | None]:
+    """One layer's weights as ops takes them: None stands for every tensor the network lacks."""
+    count = len(sizes.shapes)
+    first = layer * sizes.directions * count
+    group: list[Tensor | None] = []
+    for start in range(first, first + sizes.directions * count, count):
+        w = weights[start : start + count]
+        group += w[:2]
+        group += w[2:4] if sizes.bias else (None, None)
+        if states == 2:  # an LSTM may have a projection
+            group.append(w[-1] if sizes.projection else None)
+    return group
+
+
+def _run_cell(
+    name: str,
+    cell: Callable[..., Any],
+    input: Tensor,
+    states: tuple[Tensor, ...] | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Check one step of a cell, give it a batch if it has none, and run it."""
+    dtype = _autocast_dtype(input, states, (w_ih, w_hh, b_ih, b_hh))
+    if dtype is not None:
+        input = input.to(dtype)
+        states = states and tuple(s.to(dtype) for s in states)
+        w_ih, w_hh = w_ih.to(dtype), w_hh.to(dtype)
+        b_ih = None if b_ih is None else b_ih.to(dtype)
+        b_hh = None if b_hh is None else b_hh.to(dtype)
+    checks.check_cell(name, input, states, w_ih, w_hh, b_ih, b_hh)
+    unbatched = input.dim() == 1
+    x = input.unsqueeze(0) if unbatched else input
+    if states is None:
+        shape = x.size(0), w_hh.size(1)
+        count = 1 if name == "GRUCell" else 2  # two tensors: Dynamo refuses an input given twice
+        states = tuple(torch.zeros(shape, dtype=x.dtype, device=x.device) for _ in range(count))
+    elif unbatched:
+        states = tuple(s.unsqueeze(0) for s in states)
+    if dtype is None:
+        result = cell(x, *states, w_ih, w_hh, b_ih, b_hh)
+    else:  # applied by hand above, not to be applied again inside
+        with torch.autocast(x.device.type, enabled=False):
+            result = cell(x, *states, w_ih, w_hh, b_ih, b_hh)
+    after = (result,) if name == "GRUCell" else result
+    return tuple(s.squeeze(0) for s in after) if unbatched else after
