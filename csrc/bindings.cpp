@@ -58,24 +58,23 @@ Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensors& weig
   l.cell = cell;
   l.G = cell == Cell::gru ? 3 : 4;
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "gatedrnn: the kernels take float32 and float64");
-  STD_TORCH_CHECK(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2),
-                  "gatedrnn: expected h0 of shape (directions, batch, hidden), got ", shape_of(h0));
-  STD_TORCH_CHECK(x.dim() == (batch_sizes ? 2 : 3), "gatedrnn: expected input of ",
-                  batch_sizes ? 2 : 3, " dimensions, got ", x.dim());
+  expect(type == ScalarType::Float || type == ScalarType::Double,
+         "the kernels take float32 and float64");
+  expect(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2),
+         "expected h0 of shape (directions, batch, hidden), got ", h0);
+  expect(x.dim() == (batch_sizes ? 2 : 3), "the input has ", x.dim(), " dimensions");
   l.D = int(h0.size(0));
   l.B = h0.size(1);
   l.P = h0.size(2);
   l.I = x.size(x.dim() - 1);
   l.bias = bias;
   const size_t each = weights.size() / size_t(l.D);
-  l.projected = each == (bias ? 5u : 3u);
-  STD_TORCH_CHECK(weights.size() == each * size_t(l.D) && (l.projected || each == (bias ? 4u : 2u)) &&
-                      !(l.projected && cell == Cell::gru),
-                  "gatedrnn: wrong number of weights: ", weights.size());
+  l.projected = cell == Cell::lstm && each == (bias ? 5u : 3u);
+  expect(weights.size() == each * size_t(l.D) && (l.projected || each == (bias ? 4u : 2u)),
+         "wrong number of weights: ", weights.size());
   l.H = weights[0].dim() == 2 ? weights[0].size(0) / l.G : 0;
-  STD_TORCH_CHECK(l.H > 0 && l.P > 0 && l.I > 0, "gatedrnn: sizes must be greater than zero");
+  expect(l.H > 0 && l.P > 0 && l.I > 0, "sizes must be greater than zero");
+  expect(l.projected || l.P == l.H, "expected h0 of ", l.H, " units, got ", l.P);
   for (int d = 0; d < l.D; ++d) {
     const Tensor* w = weights.data() + size_t(d) * each;
     check(w[0], "w_ih", type, {l.G * l.H, l.I});
@@ -83,32 +82,31 @@ Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensors& weig
     if (bias) check(w[2], "b_ih", type, {l.G * l.H});
     if (bias) check(w[3], "b_hh", type, {l.G * l.H});
     if (l.projected) check(w[each - 1], "w_hr", type, {l.P, l.H});
-    for (size_t k = 0; k < each; ++k)
-      l.weights[d].push_back(torch::stable::contiguous(w[k]));
+    for (size_t k = 0; k < each; ++k) l.weights[d].push_back(contiguous_of(w[k]));
   }
-  STD_TORCH_CHECK(l.projected || l.P == l.H, "gatedrnn: expected h0 of ", l.H, " units, got ", l.P);
   if (batch_sizes) {
-    STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long &&
-                        batch_sizes->is_cpu() && batch_sizes->is_contiguous(),
-                    "gatedrnn: batch_sizes must be a contiguous 1-D int64 tensor on the CPU");
-    l.T = batch_sizes->size(0);
-    const int64_t* sizes = pointer<int64_t>(*batch_sizes);
+    expect(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long &&
+               batch_sizes->is_cpu(),
+           "batch_sizes must be a 1-D int64 tensor on the CPU");
+    const Tensor packed = contiguous_of(*batch_sizes);
+    const int64_t* sizes = pointer<int64_t>(packed);
+    l.T = packed.size(0);
     l.offsets.assign(1, 0);
     for (int64_t t = 0; t < l.T; ++t) {
-      STD_TORCH_CHECK(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : l.B),
-                      "gatedrnn: batch_sizes must be positive and must not grow");
+      expect(sizes[t] > 0 && sizes[t] <= (t ? sizes[t - 1] : l.B),
+             "batch_sizes must be positive and must not grow");
       l.offsets.push_back(l.offsets.back() + sizes[t]);
     }
     l.N = l.offsets.back();
-    STD_TORCH_CHECK(l.T > 0 && sizes[0] == l.B && x.size(0) == l.N,
-                    "gatedrnn: packed input has ", x.size(0), " rows, but batch_sizes make ", l.N);
+    expect(l.T > 0 && sizes[0] == l.B && x.size(0) == l.N, "packed input has ", x.size(0),
+           " rows, but batch_sizes make ", l.N);
   } else {
     l.T = x.size(0);
     l.N = l.T * l.B;
-    STD_TORCH_CHECK(l.T > 0, "Expected sequence length to be larger than 0 in RNN");
-    STD_TORCH_CHECK(x.size(1) == l.B, "gatedrnn: expected a batch of ", l.B, ", got ", x.size(1));
+    expect(l.T > 0, "expected sequence length to be larger than 0");
+    expect(x.size(1) == l.B, "expected a batch of ", l.B, ", got ", x.size(1));
   }
-  l.x = x.stride(x.dim() - 1) == 1 ? x : torch::stable::contiguous(x);
+  l.x = x.stride(x.dim() - 1) == 1 ? x : contiguous_of(x);
   return l;
 }
 
@@ -135,8 +133,8 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
                            : std::vector<int64_t>{l.D, l.B, l.H});
   if (l.B == 0) return out;
 
-  const Tensor h = torch::stable::contiguous(h0);
-  const OptionalTensor c = contiguous(c0);
+  const Tensor h = contiguous_of(h0);
+  const OptionalTensor c = contiguous_of(c0);
   Tensor projected[2];
   Forward<Real> p[2] = {};
   for (int d = 0; d < l.D; ++d) {
@@ -219,19 +217,25 @@ Tensor packed_previous(const Layer& l, const Tensor& y, const Tensor& h0, int d)
   return previous;
 }
 
+// a^T b, [columns of a, columns of b]. Computed as (b^T a)^T: the gates are by far the wider matrix,
+// and MKL is slow with few columns on the right (eight times with five).
+Tensor outer_sum(const Tensor& a, const Tensor& b) {
+  return contiguous_of(transposed(mm(transposed(b), a)));
+}
+
 // The gradient of W_hh, [rows of w_hh, P]: sum over steps of da(t)^T h(t - 1), for the columns of
 // `da` [N, ...] that see the state.
 template <class Real>
 Tensor recurrent_weight_gradient(const Layer& l, const Tensor& da, const Tensor& y,
                                  const Tensor& h0, int d) {
-  if (l.packed()) return mm(transposed(da), packed_previous<Real>(l, y, h0, d));
+  if (l.packed()) return outer_sum(da, packed_previous<Real>(l, y, h0, d));
   const int64_t later = (l.T - 1) * l.B, B = l.B;
   const bool reverse = d == 1;
   const Tensor states = columns(torch::stable::view(y, {l.N, l.D * l.P}), d * l.P, l.P);
   const Tensor initial = torch::stable::select(h0, 0, d);
-  const Tensor first = mm(transposed(rows(da, reverse ? later : 0, B)), initial);
+  const Tensor first = outer_sum(rows(da, reverse ? later : 0, B), initial);
   if (l.T == 1) return first;
-  return add(mm(transposed(rows(da, reverse ? 0 : B, later)), rows(states, reverse ? B : 0, later)),
+  return add(outer_sum(rows(da, reverse ? 0 : B, later), rows(states, reverse ? B : 0, later)),
              first);
 }
 
@@ -242,9 +246,9 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
                         const Tensor& c, bool need_input, bool need_weights) {
   const bool lstm = l.cell == Cell::lstm;
   const int64_t G = l.G, H = l.H, P = l.P, D = l.D;
-  const Tensor h0 = torch::stable::contiguous(h0_in);
-  const OptionalTensor c0 = contiguous(c0_in), dy = contiguous(dy_in), dhn = contiguous(dhn_in),
-                       dcn = contiguous(dcn_in);
+  const Tensor h0 = contiguous_of(h0_in);
+  const OptionalTensor c0 = contiguous_of(c0_in), dy = contiguous_of(dy_in), dhn = contiguous_of(dhn_in),
+                       dcn = contiguous_of(dcn_in);
   // Columns: every direction's input-side gates, so that dx is one product; then a GRU's q.
   const int64_t width = D * 4 * H;
   const Tensor dgates = empty(y, {l.N, width});
@@ -298,7 +302,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   for (int d = 0; d < D; ++d) {
     const Tensor da = columns(dgates, d * G * H, G * H);
     const Tensor dq = lstm ? da : columns(dgates, D * G * H + d * H, H);
-    out.dweights.push_back(mm(transposed(da), x));
+    out.dweights.push_back(outer_sum(da, x));
     if (lstm) {
       out.dweights.push_back(recurrent_weight_gradient<Real>(l, da, y, h0, d));
     } else {
@@ -316,8 +320,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
                                         0));
     }
     if (l.projected)
-      out.dweights.push_back(
-          mm(transposed(columns(dh, d * P, P)), columns(hidden, d * H, H)));
+      out.dweights.push_back(outer_sum(columns(dh, d * P, P), columns(hidden, d * H, H)));
   }
   return out;
 }
@@ -329,8 +332,8 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy, const Optional
   const ScalarType type = l.x.scalar_type();
   check(y, "y", type, l.rows_of(l.D * l.P));
   check(gates, "gates", type, l.rows_of(l.D * l.G * l.H));
-  STD_TORCH_CHECK(y.is_contiguous() && gates.is_contiguous() && c.is_contiguous(),
-                  "gatedrnn: saved tensors must be contiguous");
+  expect(y.is_contiguous() && gates.is_contiguous() && c.is_contiguous(),
+         "saved tensors must be contiguous");
   if (dy) check(*dy, "dy", type, l.rows_of(l.D * l.P));
   if (dhn) check(*dhn, "dhn", type, {l.D, l.B, l.P});
   if (dcn) check(*dcn, "dcn", type, {l.D, l.B, l.H});
@@ -363,7 +366,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
 
 std::string instruction_set_name() {
   const char* error = instruction_set_error();
-  STD_TORCH_CHECK(!error, error);
+  expect(!error, error ? error : "");
   return instruction_set().name;
 }
 

@@ -6,11 +6,12 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
+#include <initializer_list>
 #include <optional>
-#include <string>
+#include <sstream>
+#include <stdexcept>
 #include <vector>
 
 #include "cpu/layer.h"
@@ -91,27 +92,54 @@ inline Parallel torch_threads() {
           }};
 }
 
-inline std::string shape_of(const Tensor& t) {
-  std::string text = "(";
-  for (int64_t k = 0; k < t.dim(); ++k) text += (k ? ", " : "") + std::to_string(t.size(k));
-  return text + ")";
+// A shape as text, put together only where an error is printed.
+inline std::ostream& operator<<(std::ostream& out, const std::vector<int64_t>& sizes) {
+  out << "(";
+  for (size_t k = 0; k < sizes.size(); ++k) out << (k ? ", " : "") << sizes[k];
+  return out << ")";
 }
 
-inline void check(const Tensor& t, const char* name, ScalarType type, const std::vector<int64_t>& sizes) {
-  bool same = t.dim() == int64_t(sizes.size());
-  std::string expected;
-  for (size_t k = 0; k < sizes.size(); ++k) {
-    same = same && t.size(int64_t(k)) == sizes[k];
-    expected += (k ? ", " : "") + std::to_string(sizes[k]);
-  }
-  STD_TORCH_CHECK(same, "gatedrnn: expected ", name, " of shape (", expected, "), got ",
-                  shape_of(t));
-  STD_TORCH_CHECK(t.scalar_type() == type, "gatedrnn: ", name,
-                  " must have the dtype of the input (float32 or float64)");
+inline std::ostream& operator<<(std::ostream& out, const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (size_t k = 0; k < sizes.size(); ++k) sizes[k] = t.size(int64_t(k));
+  return out << sizes;
 }
 
-inline OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
+// Torch's own check macro would put the file and line of this binary's build into the text.
+template <class... Parts>
+void expect(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  text << "gatedrnn: ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline void check(const Tensor& t, const char* name, ScalarType type, const int64_t* sizes,
+                  size_t dim) {
+  bool same = size_t(t.dim()) == dim;
+  for (size_t k = 0; same && k < dim; ++k) same = t.size(int64_t(k)) == sizes[k];
+  if (!same) expect(false, "expected ", name, " of shape ", std::vector(sizes, sizes + dim), ", got ", t);
+  expect(t.scalar_type() == type, name, " must have the dtype of the input (float32 or float64)");
+}
+
+inline void check(const Tensor& t, const char* name, ScalarType type,
+                  std::initializer_list<int64_t> sizes) {
+  check(t, name, type, sizes.begin(), sizes.size());
+}
+
+inline void check(const Tensor& t, const char* name, ScalarType type,
+                  const std::vector<int64_t>& sizes) {
+  check(t, name, type, sizes.data(), sizes.size());
+}
+
+// Torch's own call costs a dispatch also where there is nothing to do.
+inline Tensor contiguous_of(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline OptionalTensor contiguous_of(const OptionalTensor& t) {
+  return t ? OptionalTensor(contiguous_of(*t)) : std::nullopt;
 }
 
 }  // namespace gatedrnn

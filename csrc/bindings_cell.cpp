@@ -17,9 +17,9 @@ struct Step {
 Step step_of(Cell cell, const Tensor& x, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
              const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
   const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double,
-                  "gatedrnn: the kernels take float32 and float64");
-  STD_TORCH_CHECK(x.dim() == 2 && h.dim() == 2, "gatedrnn: expected 2-D input and state");
+  expect(type == ScalarType::Float || type == ScalarType::Double,
+         "the kernels take float32 and float64");
+  expect(x.dim() == 2 && h.dim() == 2, "expected 2-D input and state");
   const Step s{cell, x.size(0), x.size(1), h.size(1), cell == Cell::gru ? 3 : 4};
   check(h, "h", type, {s.B, s.H});
   check(w_ih, "w_ih", type, {s.G * s.H, s.I});
@@ -34,10 +34,10 @@ void forward(const Step& s, const Tensor& x_in, const Tensor& h_in, const Option
              const Tensor& w_ih_in, const Tensor& w_hh_in, const OptionalTensor& b_ih_in,
              const OptionalTensor& b_hh_in, const Tensor& h_next, const OptionalTensor& c_next,
              const Tensor& saved, bool train) {
-  const Tensor x = torch::stable::contiguous(x_in), h = torch::stable::contiguous(h_in);
-  const Tensor w_ih = torch::stable::contiguous(w_ih_in), w_hh = torch::stable::contiguous(w_hh_in);
-  const OptionalTensor c = contiguous(c_in), b_ih = contiguous(b_ih_in),
-                       b_hh = contiguous(b_hh_in);
+  const Tensor x = contiguous_of(x_in), h = contiguous_of(h_in);
+  const Tensor w_ih = contiguous_of(w_ih_in), w_hh = contiguous_of(w_hh_in);
+  const OptionalTensor c = contiguous_of(c_in), b_ih = contiguous_of(b_ih_in),
+                       b_hh = contiguous_of(b_hh_in);
   CellForward<Real> p{};
   p.cell = s.cell;
   p.B = s.B;
@@ -99,8 +99,8 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
                        const Tensor& w_ih, const Tensor& w_hh, bool bias, const Tensor& saved,
                        bool need_input, bool need_weights) {
   const bool gru = s.cell == Cell::gru;
-  const OptionalTensor dh = contiguous(dh_in), dc = contiguous(dc_in), c = contiguous(c_in);
-  const Tensor h = torch::stable::contiguous(h_in);
+  const OptionalTensor dh = contiguous_of(dh_in), dc = contiguous_of(dc_in), c = contiguous_of(c_in);
+  const Tensor h = contiguous_of(h_in);
   const Tensor dgates_x = empty(x, {s.B, s.G * s.H});
   const Tensor dgates_h = gru ? empty(x, {s.B, s.G * s.H}) : dgates_x;
   const Tensor direct = empty(x, {s.B, s.H});  // GRU: part of dh; LSTM: dc

@@ -19,7 +19,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 Plan plan_cpu(const Problem& p) {
   const int64_t threads = p.threads < 1 ? 1 : p.threads;
   const int64_t streams = ceil_div(threads, p.directions);  // threads that share one direction
-  const int64_t rows = ceil_div(p.B, streams);
+  const int64_t B = p.B < 1 ? 1 : p.B, rows = ceil_div(B, streams);
   const int64_t weights = p.gates * p.H * p.P * p.element;
   Plan plan{};
   // Alone with its sequences a thread reads all of the weights each step. That pays unless it has
@@ -27,10 +27,10 @@ Plan plan_cpu(const Problem& p) {
   const bool few = rows < kFullTile / 2;
   const bool overflow = weights > kCache && rows < kBlock;
   plan.by_rows = streams == 1 || !(few || overflow);
-  const int64_t blocks = streams * ceil_div(p.B, streams * kBlock);
-  plan.block = plan.by_rows ? ceil_div(p.B, blocks) : p.B;
+  const int64_t blocks = streams * ceil_div(B, streams * kBlock);
+  plan.block = plan.by_rows ? ceil_div(B, blocks) : B;
   // In the step the input's weights are read again and again; ahead of it once.
-  plan.project_first = p.I > kFewFeatures && (plan.by_rows ? plan.block : p.B) < 2 * kFullTile;
+  plan.project_first = p.I > kFewFeatures && (plan.by_rows ? plan.block : B) < 2 * kFullTile;
   return plan;
 }
 

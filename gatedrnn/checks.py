@@ -23,7 +23,8 @@ class Sizes(NamedTuple):
     output: int  # P
     bias: bool
     projection: bool
-    shapes: list[tuple[int, ...]]  # of one direction of the first layer
+    each: int  # weights per layer and direction
+    shapes: list[tuple[int, ...]]  # one for every weight
 
 
 def pair(name: str, hx: Any) -> tuple[Tensor, Tensor]:
@@ -50,18 +51,23 @@ def sizes_of(name: str, weights: Sequence[Tensor], directions: int) -> Sizes:
     if not projection:
         output = hidden
     rows = gates * hidden
-    shapes: list[tuple[int, ...]] = [(rows, features), (rows, output)]
+    group: list[tuple[int, ...]] = [(rows, features), (rows, output)]
     if bias:
-        shapes += [(rows,), (rows,)]
+        group += [(rows,), (rows,)]
     if projection:
-        shapes += [(output, hidden)]
-    layers, rest = divmod(count, directions * len(shapes))
+        group += [(output, hidden)]
+    each = len(group)
+    layers, rest = divmod(count, directions * each)
     if rest:
         raise RuntimeError(
-            f"{name}: expected {len(shapes)} weights for each layer and direction, of shapes "
-            f"{shapes} in the first layer, got {count} weights for {directions} direction(s)"
+            f"{name}: expected {each} weights for each layer and direction, of shapes {group} "
+            f"in the first layer, got {count} weights for {directions} direction(s)"
         )
-    return Sizes(layers, directions, hidden, output, bias, projection, shapes)
+    shapes = directions * group
+    if layers > 1:
+        group[0] = (rows, directions * output)
+        shapes += (layers - 1) * directions * group
+    return Sizes(layers, directions, hidden, output, bias, projection, each, shapes)
 
 
 def check_dims(name: str, input: Tensor, states: tuple[Tensor, ...] | None) -> None:
@@ -69,6 +75,11 @@ def check_dims(name: str, input: Tensor, states: tuple[Tensor, ...] | None) -> N
     dim = input.dim()
     if dim not in (2, 3):
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dim}D instead")
+    if input.is_nested:
+        raise ValueError(
+            f"{name}: nested tensors are not supported; pack the sequences with "
+            "torch.nn.utils.rnn.pack_sequence(..., enforce_sorted=False)"
+        )
     if states is None or all(s.dim() == dim for s in states):
         return
     kind = "batched 3-D" if dim == 3 else "unbatched 2-D"
@@ -92,7 +103,11 @@ def packed_batch(
     """Check the parts of a PackedSequence against each other; returns B."""
     if data.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-    if batch_sizes.dtype != torch.int64 or batch_sizes.dim() != 1 or batch_sizes.is_cuda:
+    if (
+        batch_sizes.dtype != torch.int64
+        or batch_sizes.dim() != 1
+        or batch_sizes.device.type != "cpu"
+    ):
         raise RuntimeError(
             "PackedSequence: expected batch_sizes to be a 1-D int64 tensor on the CPU, got "
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
@@ -157,17 +172,14 @@ def check_tensors(
                 raise RuntimeError(
                     f"{name}: {label} dtype ({state.dtype}) does not match input dtype ({dtype})"
                 )
-    shapes = list(sizes.shapes)
-    for k, w in enumerate(weights):
-        if k == sizes.directions * len(shapes):  # the second layer begins
-            shapes[0] = (shapes[0][0], sizes.directions * sizes.output)
-        if w.shape != shapes[k % len(shapes)] or w.dtype != dtype or w.device != device:
-            _refuse_weight(name, x, w, _weight_name(sizes, k), shapes[k % len(shapes)])
+    for k, (w, shape) in enumerate(zip(weights, sizes.shapes, strict=True)):
+        if w.shape != shape or w.dtype != dtype or w.device != device:
+            _refuse_weight(name, x, w, _weight_name(sizes, k), shape)
 
 
 def _weight_name(sizes: Sizes, k: int) -> str:
-    layer, place = divmod(k, sizes.directions * len(sizes.shapes))
-    direction, place = divmod(place, len(sizes.shapes))
+    layer, place = divmod(k, sizes.directions * sizes.each)
+    direction, place = divmod(place, sizes.each)
     stems = ["weight_ih", "weight_hh"]
     stems += ["bias_ih", "bias_hh"] if sizes.bias else []
     stems += ["weight_hr"] if sizes.projection else []
@@ -205,10 +217,12 @@ def check_cell(
     if dim not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dim}D instead")
     states = states or ()
-    labels = ("hidden",) if len(states) == 1 else ("hx[0]", "hx[1]")
-    for label, state in zip(labels, states, strict=False):
+    labels = ("hx[0]", "hx[1]") if len(states) == 2 else ("hidden",)
+    for k, state in enumerate(states):
         if state.dim() not in (1, 2):
-            raise ValueError(f"{name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead")
+            raise ValueError(
+                f"{name}: Expected {labels[k]} to be 1D or 2D, got {state.dim()}D instead"
+            )
     features, hidden = w_ih.size(-1), w_hh.size(-1)
     if input.size(-1) != features:
         raise RuntimeError(

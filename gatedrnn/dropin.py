@@ -9,7 +9,8 @@ from torch import nn
 
 # Size checks are plain Python, which torch.jit.trace warns about. torch silences these warnings
 # for its own modules, and this is the same for ours.
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"gatedrnn\.")
+_TRACER_WARNING = torch.jit.TracerWarning  # type: ignore[attr-defined]
+warnings.filterwarnings("ignore", category=_TRACER_WARNING, module=r"gatedrnn\.")
 
 
 def tensors_by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:

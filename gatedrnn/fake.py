@@ -9,8 +9,16 @@ from torch import Tensor
 _Kernel = TypeVar("_Kernel", bound=Callable[..., object])
 
 
+# By op: also for eager tensors, where they allocate what the op would.
+KERNELS: dict[Callable[..., object], Callable[..., object]] = {}
+
+
 def _fake(op: str) -> Callable[[_Kernel], _Kernel]:
-    return torch.library.register_fake(f"gatedrnn::{op}")
+    def register(kernel: _Kernel) -> _Kernel:
+        KERNELS[getattr(torch.ops.gatedrnn, op).default] = kernel
+        return torch.library.register_fake(f"gatedrnn::{op}")(kernel)
+
+    return register
 
 
 def _layer(x: Tensor, h0: Tensor, w_ih: Tensor, gates: int) -> tuple[int, int, list[int]]:

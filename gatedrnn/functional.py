@@ -345,11 +345,10 @@ def _layer_weights(
     weights: Sequence[Tensor], sizes: checks.Sizes, layer: int, states: int
 ) -> list[Tensor | None]:
     """One layer's weights as ops takes them: None stands for every tensor the network lacks."""
-    count = len(sizes.shapes)
-    first = layer * sizes.directions * count
+    first = layer * sizes.directions * sizes.each
     group: list[Tensor | None] = []
-    for start in range(first, first + sizes.directions * count, count):
-        w = weights[start : start + count]
+    for start in range(first, first + sizes.directions * sizes.each, sizes.each):
+        w = weights[start : start + sizes.each]
         group += w[:2]
         group += w[2:4] if sizes.bias else (None, None)
         if states == 2:  # an LSTM may have a projection

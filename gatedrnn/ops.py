@@ -17,16 +17,23 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from . import (
-    _C,  # type: ignore[attr-defined]  # noqa: F401  (compiled: registers torch.ops.gatedrnn)
-    fake,  # noqa: F401  (registers the fake kernels)
-    reference,
-)
+from . import reference
+
+try:
+    from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers torch.ops.gatedrnn)
+except ImportError as error:
+    raise ImportError(
+        "gatedrnn's compiled part cannot be loaded: type `pip install --no-build-isolation .` in "
+        f"its checkout, with the torch that is to run it ({error})"
+    ) from error
+
+
+from . import fake
 
 __all__ = ["gru_cell", "gru_layer", "instruction_set", "lstm_cell", "lstm_layer"]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
-_KERNEL_DEVICES = ("cpu", "meta")
+_NATIVE = (torch.float32, torch.float64)
 _raw = torch.ops.gatedrnn
 
 Tensors = tuple[Tensor, ...]
@@ -39,6 +46,21 @@ def instruction_set() -> str:
     Raises RuntimeError if GATEDRNN_CPU_ISA names one that this machine lacks.
     """
     return _raw.instruction_set()
+
+
+def _call(op: Callable[..., Any], *arguments: Any) -> Any:
+    if torch.is_autocast_enabled("cpu"):
+        # The ops' own matrix products must keep the dtype that they were given.
+        with torch.autocast("cpu", enabled=False):
+            return _call(op, *arguments)
+    try:
+        return op(*arguments)
+    except RuntimeError as error:
+        if "API call failed" in str(error):
+            # The stable ABI has lost the text of an inner error, which is a failed allocation: the
+            # fake kernel makes the same results out of the same tensors, and so meets it again.
+            fake.KERNELS[op](*arguments)
+        raise
 
 
 class _Call(NamedTuple):
@@ -62,7 +84,7 @@ class _Kernel(NamedTuple):
 
 def _gru_forward(call: _Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, *weights = tensors
-    return _raw.gru_forward(x, h0, weights, call.bias, call.batch_sizes, train)
+    return _call(_raw.gru_forward.default, x, h0, weights, call.bias, call.batch_sizes, train)
 
 
 def _gru_backward(
@@ -70,15 +92,25 @@ def _gru_backward(
 ) -> Gradients:
     x, h0, *weights = tensors
     y, _, gates = results
-    dx, dh0, dweights = _raw.gru_backward(
-        *d, x, h0, weights, call.bias, call.batch_sizes, y, gates, x_too, weights_too
+    dx, dh0, dweights = _call(
+        _raw.gru_backward.default,
+        *d,
+        x,
+        h0,
+        weights,
+        call.bias,
+        call.batch_sizes,
+        y,
+        gates,
+        x_too,
+        weights_too,
     )
     return [dx, dh0, *dweights]
 
 
 def _lstm_forward(call: _Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, c0, *weights = tensors
-    return _raw.lstm_forward(x, h0, c0, weights, call.bias, call.batch_sizes, train)
+    return _call(_raw.lstm_forward.default, x, h0, c0, weights, call.bias, call.batch_sizes, train)
 
 
 def _lstm_backward(
@@ -86,36 +118,67 @@ def _lstm_backward(
 ) -> Gradients:
     x, h0, c0, *weights = tensors
     y, _, _, gates, c = results
-    dx, dh0, dc0, dweights = _raw.lstm_backward(
-        *d, x, h0, c0, weights, call.bias, call.batch_sizes, y, gates, c, x_too, weights_too
+    dx, dh0, dc0, dweights = _call(
+        _raw.lstm_backward.default,
+        *d,
+        x,
+        h0,
+        c0,
+        weights,
+        call.bias,
+        call.batch_sizes,
+        y,
+        gates,
+        c,
+        x_too,
+        weights_too,
     )
     return [dx, dh0, dc0, *dweights]
 
 
 def _gru_cell_forward(call: _Call, tensors: Tensors, train: bool) -> Tensors:
-    return _raw.gru_cell_forward(*tensors, *_no_bias(call), train)
+    return _call(_raw.gru_cell_forward.default, *tensors, *_no_bias(call), train)
 
 
 def _gru_cell_backward(
     call: _Call, d: Gradients, tensors: Tensors, results: Tensors, x_too: bool, weights_too: bool
 ) -> Gradients:
     x, h, w_ih, w_hh = tensors[:4]
-    dx, dh, dweights = _raw.gru_cell_backward(
-        d[0], x, h, w_ih, w_hh, call.bias, results[1], x_too, weights_too
+    dx, dh, dweights = _call(
+        _raw.gru_cell_backward.default,
+        d[0],
+        x,
+        h,
+        w_ih,
+        w_hh,
+        call.bias,
+        results[1],
+        x_too,
+        weights_too,
     )
     return [dx, dh, *dweights]
 
 
 def _lstm_cell_forward(call: _Call, tensors: Tensors, train: bool) -> Tensors:
-    return _raw.lstm_cell_forward(*tensors, *_no_bias(call), train)
+    return _call(_raw.lstm_cell_forward.default, *tensors, *_no_bias(call), train)
 
 
 def _lstm_cell_backward(
     call: _Call, d: Gradients, tensors: Tensors, results: Tensors, x_too: bool, weights_too: bool
 ) -> Gradients:
     x, h, c, w_ih, w_hh = tensors[:5]
-    dx, dh, dc, dweights = _raw.lstm_cell_backward(
-        *d, x, h, c, w_ih, w_hh, call.bias, results[2], x_too, weights_too
+    dx, dh, dc, dweights = _call(
+        _raw.lstm_cell_backward.default,
+        *d,
+        x,
+        h,
+        c,
+        w_ih,
+        w_hh,
+        call.bias,
+        results[2],
+        x_too,
+        weights_too,
     )
     return [dx, dh, dc, *dweights]
 
@@ -166,21 +229,13 @@ def _reference_backward(call: _Call, tensors: Tensors, cotangents: Gradients) ->
     return list(vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in pairs)))
 
 
-def _without_autocast(function: Callable[..., Any], *arguments: Any) -> Any:
-    # The ops' own matrix products must keep the dtype that they were given.
-    if not torch.is_autocast_enabled("cpu"):
-        return function(*arguments)
-    with torch.autocast("cpu", enabled=False):
-        return function(*arguments)
-
-
 class _Backward(torch.autograd.Function):
     """(cotangents, tensors) -> gradients of the tensors, by kernel; its derivative by reference."""
 
     @staticmethod
     def forward(call: _Call, results: Tensors, count: int, *inputs: Any) -> Any:
         cotangents, tensors = list(inputs[:count]), inputs[count:]
-        return tuple(_backward_kernel(call, cotangents, tensors, results, True, True))
+        return tuple(_KERNELS[call.name].backward(call, cotangents, tensors, results, True, True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -199,7 +254,7 @@ class _Backward(torch.autograd.Function):
             return tuple(_reference_backward(call, inputs[len(given) :], cotangents))
 
         inputs = (*(saved[k] for k in given), *saved[count:])
-        found = iter(_without_autocast(torch.func.vjp, function, *inputs)[1](gradients))
+        found = iter(torch.func.vjp(function, *inputs)[1](gradients))
         first = [next(found) if d is not None else None for d in saved[:count]]
         return None, None, None, *first, *found
 
@@ -209,7 +264,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, *tensors: Tensor) -> Any:
-        return _without_autocast(_KERNELS[call.name].forward, call, tensors, True)
+        return _KERNELS[call.name].forward(call, tensors, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -227,7 +282,7 @@ class _Forward(torch.autograd.Function):
         call, saved = ctx.call, ctx.saved_tensors
         kernel = _KERNELS[call.name]
         tensors, kept = saved[: ctx.count], iter(saved[ctx.count :])
-        results = tuple(
+        results: Any = tuple(
             next(kept) if _is_kept(kernel, call, k) else None for k in range(len(gradients))
         )
         cotangents = list(gradients[: kernel.outputs])
@@ -238,7 +293,7 @@ class _Forward(torch.autograd.Function):
             found = _Backward.apply(call, results, len(cotangents), *cotangents, *tensors)
         else:
             weights = any(need[1 + kernel.states :])
-            found = _backward_kernel(call, cotangents, tensors, results, need[0], weights)
+            found = kernel.backward(call, cotangents, tensors, results, need[0], weights)
         found = [*found, *[None] * (len(need) - len(found))]
         return None, *(g if wanted else None for g, wanted in zip(found, need, strict=True))
 
@@ -247,54 +302,60 @@ def _is_kept(kernel: _Kernel, call: _Call, output: int) -> bool:
     return output >= kernel.outputs or (output == 0 and not call.name.endswith("cell"))
 
 
-def _backward_kernel(
-    call: _Call, d: Gradients, tensors: Tensors, results: Any, need_input: bool, need_weights: bool
-) -> Gradients:
-    backward = _KERNELS[call.name].backward
-    return _without_autocast(backward, call, d, tensors, results, need_input, need_weights)
-
-
 def _in_vmap() -> bool:
-    return torch._C._are_functorch_transforms_active() and any(
-        level.key() == torch._C._functorch.TransformType.Vmap for level in retrieve_all_functorch_interpreters()
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    vmap = torch._C._functorch.TransformType.Vmap
+    return any(level.key() == vmap for level in retrieve_all_functorch_interpreters())
+
+
+def _run(call: _Call, tensors: Tensors) -> Tensors:
+    kernel, x = _KERNELS[call.name], tensors[0]
+    if x.dtype not in _NATIVE or not x.is_cpu or _is_watched():
+        if x.device.type == "cuda":
+            raise RuntimeError(
+                f"gatedrnn: the input is on {x.device}, but this version of gatedrnn has kernels "
+                "for the CPU only; gatedrnn.revert(model) puts torch.nn's modules back"
+            )
+        if x.dtype in _LOW_PRECISION:
+            # Carried in float32 from the first step to the last, rounded once.
+            outputs = _run(call, tuple(t.float() for t in tensors))
+            return tuple(o.to(x.dtype) for o in outputs)
+        if _needs_reference(x):
+            return kernel.reference(call, tensors)
+        if torch._C._are_functorch_transforms_active():
+            return _Forward.apply(call, *tensors)[: kernel.outputs]
+        if torch._C._get_tracing_state() is not None:
+            # torch.jit.trace keeps ops, not autograd Functions.
+            return kernel.forward(call, tensors, False)[: kernel.outputs]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Forward.apply(call, *tensors)[: kernel.outputs]
+    return kernel.forward(call, tensors, False)[: kernel.outputs]
+
+
+def _is_watched() -> bool:
+    """Whether anything looks on beside autograd: a transform, a dual level, a tracer."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_compiling()
     )
 
 
 def _needs_reference(x: Tensor) -> bool:
+    if x.dtype not in _NATIVE or x.device.type not in ("cpu", "meta"):
+        return True
     if torch.compiler.is_compiling():
         # A compiled torch.func transform over a Function returns zeros without a word (torch 2.13).
-        return x.is_complex() or torch._C._are_functorch_transforms_active()
-    return (
-        x.is_complex()
-        or x.device.type not in _KERNEL_DEVICES
-        or forward_ad._current_level >= 0
-        or _in_vmap()
-    )
-
-
-def _run(call: _Call, tensors: Tensors) -> Tensors:
-    kernel = _KERNELS[call.name]
-    x = tensors[0]
-    if x.device.type == "cuda":
-        raise RuntimeError(
-            f"gatedrnn {call.name}: the input is on {x.device}, but this version of gatedrnn has "
-            "kernels for the CPU only; use torch.nn there (gatedrnn.revert(model) puts it back)"
-        )
-    if x.dtype in _LOW_PRECISION:
-        # Carried in float32 from the first step to the last, rounded once.
-        outputs = _run(call, tuple(t.float() for t in tensors))
-        return tuple(o.to(x.dtype) for o in outputs)
-    if _needs_reference(x):
-        return kernel.reference(call, tensors)
-    if torch._C._are_functorch_transforms_active() or (
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    ):
-        return _Forward.apply(call, *tensors)[: kernel.outputs]
-    return _without_autocast(kernel.forward, call, tensors, False)[: kernel.outputs]
+        return torch._C._are_functorch_transforms_active()
+    return forward_ad._current_level >= 0 or _in_vmap()
 
 
 def _complete(weights: Sequence[Tensor | None], each: int, rows: int) -> tuple[bool, Tensors]:
     """Whether there are biases, and the weights that are there; a lone bias gets a zero partner."""
+    if each == 4 and all(w is not None for w in weights):
+        return True, tuple(weights)  # type: ignore[arg-type]
     bias = any(w is not None for k, w in enumerate(weights) if k % each in (2, 3))
     present = []
     for k, w in enumerate(weights):

@@ -108,14 +108,17 @@ static void projection_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, in
 }
 
 // Calls tile(panel, row, M) for the part's panels and the rows [from, to), cut at `cut` because the
-// rows on either side of it have their state in different places.
+// rows on either side of it have their state in different places. Tiles are as even as they can be: a
+// last one of few rows would wait for its weights.
 template <int G, class Body>
 static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, int64_t to,
                   Body tile) {
   const int64_t j1 = panels * part.end / part.of;
   for (int64_t j = panels * part.begin / part.of; j < j1; ++j)
     for (int64_t b = from; b < to;) {
-      const int M = int(min_of(kRows<G>, (b < cut ? min_of(cut, to) : to) - b));
+      const int64_t left = (b < cut ? min_of(cut, to) : to) - b;
+      const int64_t count = (left + kRows<G> - 1) / kRows<G>;
+      const int M = int((left + count - 1) / count);
       tile(j, b, M);
       b += M;
     }
