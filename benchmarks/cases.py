@@ -1,0 +1,127 @@
+"""What is measured: shapes, nothing else.
+
+Sizes: B sequences, T steps, I input features, H hidden units, L layers.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+GATES = {"GRU": 3, "LSTM": 4, "GRUCell": 3, "LSTMCell": 4}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A GRU or LSTM over whole sequences; `cell` names the class of torch.nn."""
+
+    cell: str
+    B: int
+    T: int
+    I: int  # noqa: E741
+    H: int
+    L: int
+
+    @property
+    def shape(self) -> str:
+        return f"{self.B},{self.T},{self.I},{self.H},{self.L}"
+
+    @property
+    def inputs(self) -> list[int]:
+        """The input features of each layer, first to last."""
+        return [self.I] + [self.H] * (self.L - 1)
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a GRUCell or LSTMCell."""
+
+    cell: str
+    B: int
+    I: int  # noqa: E741
+    H: int
+    T = 1
+    L = 1
+
+    @property
+    def shape(self) -> str:
+        return f"{self.B},{self.I},{self.H}"
+
+    @property
+    def inputs(self) -> list[int]:
+        return [self.I]
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate function alone, over `B` numbers that stay in the first cache."""
+
+    cell: str  # sigmoid or tanh
+    B: int
+
+    @property
+    def shape(self) -> str:
+        return str(self.B)
+
+    def __str__(self) -> str:
+        return f"{self.cell} {self.shape}"
+
+
+Case = Layer | Step | Gate
+
+LAYER_SHAPES = [  # B, T, I, H, L
+    (1024, 90, 5, 256, 2),  # the article's forecaster: five features, look-back of 90 hours
+    (64, 90, 5, 256, 2),
+    (8, 90, 5, 256, 2),
+    (1, 90, 5, 256, 2),
+    (32, 100, 128, 128, 1),
+    (64, 256, 512, 512, 1),
+    (1, 256, 512, 512, 1),
+    (16, 50, 1024, 1024, 1),
+]
+STEP_SHAPES = [(B, H, H) for H in (64, 128, 256) for B in (1, 8, 64)]  # B, I, H
+GATE_ELEMENTS = 4096
+
+SUITES = ("layers", "cells", "kernels")
+
+
+def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    return [Layer(cell, *shape) for shape in shapes or LAYER_SHAPES for cell in ("GRU", "LSTM")]
+
+
+def cells(shapes: Sequence[Sequence[int]] | None = None) -> list[Step]:
+    return [Step(cell, *s) for s in shapes or STEP_SHAPES for cell in ("GRUCell", "LSTMCell")]
+
+
+def kernels(shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
+    """What the kernels see of the other suites: each layer by itself, the cells, the gates."""
+    single = [
+        Layer(case.cell, case.B, case.T, inputs, case.H, 1)
+        for case in layers(shapes)
+        for inputs in case.inputs
+    ]
+    found: list[Case] = list(dict.fromkeys(single))
+    if shapes is None:
+        found += cells()
+        found += [Gate(function, GATE_ELEMENTS) for function in ("sigmoid", "tanh")]
+    return found
+
+
+def of_suite(suite: str, shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
+    """The cases of a suite, in the order in which they run; `shapes` instead of the usual ones."""
+    return list({"layers": layers, "cells": cells, "kernels": kernels}[suite](shapes))
+
+
+def parse_shape(text: str, suite: str) -> tuple[int, ...]:
+    """B,T,I,H,L, or for the cells B,I,H. Raises ValueError with what was expected."""
+    letters = "B,I,H" if suite == "cells" else "B,T,I,H,L"
+    words = text.split(",")
+    if len(words) != len(letters.split(",")) or not all(re.fullmatch("[1-9][0-9]*", w)
+                                                        for w in words):
+        raise ValueError(f"a shape of suite {suite} is {letters}, all positive, not {text!r}")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,99 @@
+"""How time is taken: contestants in turn, in one process, by the wall clock."""
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+WARM_UP = 0.1  # seconds that a contestant runs before the clock counts
+SAMPLE = 1e-3  # seconds that one sample lasts at least: shorter calls are repeated within it
+MOST_CALLS = 10_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Rounds go on until there are `rounds` of them and `seconds` have passed."""
+
+    rounds: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`call` is timed; `reset` runs after each call, outside the clock."""
+
+    call: Callable[[], object]
+    reset: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median and the 20th and 80th percentile."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread(samples: np.ndarray) -> Spread:
+    low, median, high = np.percentile(samples, [20, 50, 80])
+    return Spread(float(median), float(low), float(high))
+
+
+def paired_ratio(theirs: np.ndarray, ours: np.ndarray) -> Spread:
+    """How many times faster ours is, round by round: what slows a whole round cancels."""
+    return spread(theirs / ours)
+
+
+def _sample(contestant: Contestant, calls: int) -> float:
+    """Seconds a call."""
+    call, reset = contestant.call, contestant.reset
+    if reset is None:
+        begin = perf_counter()
+        for _ in range(calls):
+            call()
+        return (perf_counter() - begin) / calls
+    total = 0.0
+    for _ in range(calls):
+        begin = perf_counter()
+        call()
+        total += perf_counter() - begin
+        reset()
+    return total / calls
+
+
+def _warm_up(contestant: Contestant) -> int:
+    """Runs the contestant for a while; returns how many calls make a sample."""
+    shortest, end = math.inf, perf_counter() + WARM_UP
+    while True:
+        shortest = min(shortest, _sample(contestant, 1))
+        if perf_counter() >= end:
+            return min(MOST_CALLS, max(1, math.ceil(SAMPLE / shortest)))
+
+
+def in_turn(contestants: dict[str, Contestant], budget: Budget) -> dict[str, np.ndarray]:
+    """Seconds a call, one number a round, for each contestant.
+
+    In each round every contestant is sampled once, and every other round goes through them
+    backwards (ABBA...), so that no one always runs after the same one. Python's garbage collector
+    rests meanwhile.
+    """
+    calls = {name: _warm_up(contestant) for name, contestant in contestants.items()}
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        done, begin = 0, perf_counter()
+        while done < budget.rounds or perf_counter() - begin < budget.seconds:
+            for name in order:
+                samples[name].append(_sample(contestants[name], calls[name]))
+            order.reverse()
+            done += 1
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: np.array(times) for name, times in samples.items()}
