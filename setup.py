@@ -65,6 +65,7 @@ def build(objects: dict[str, list[str]], link: list[str], folder: Path, target: 
     folder.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     rules = [
+        f"builddir = {_escape(folder)}",
         "rule compile",
         f"  command = {CXX} $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -82,7 +83,7 @@ def build(objects: dict[str, list[str]], link: list[str], folder: Path, target: 
     rules += [f"build {_escape(target)}: link {' '.join(names)}", f"  flags = {' '.join(link)}"]
     file = folder / "build.ninja"
     file.write_text("\n".join(rules) + "\n")
-    subprocess.run([ninja(), "-f", str(file)], cwd=ROOT, check=True)
+    subprocess.run([ninja(), "--quiet", "-f", str(file)], cwd=ROOT, check=True)
 
 
 def _escape(path: Path) -> str:
@@ -127,7 +128,7 @@ class BuildKernels(Command):
         objects = KERNELS | {"csrc/numpy_bindings.cpp": include}
         link, folder = ["-fopenmp"], "kernels"
         if os.environ.get("GATEDRNN_SANITIZE") == "1":
-            sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+            sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
             objects = {source: flags + sanitize for source, flags in objects.items()}
             link, folder = link + sanitize, "kernels_sanitized"
         target = ROOT / "build" / folder / f"gatedrnn_kernels{suffix}"

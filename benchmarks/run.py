@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from gatedrnn import ops
+from gatedrnn import raw
 
 from . import cases, environment, kernels, modules
 from .limits import Limits, kernel_module
@@ -112,7 +112,7 @@ def rows_of(args: argparse.Namespace, work: Work, module: ModuleType | None,
 def measure(args: argparse.Namespace, work: Work, module: ModuleType | None, threads: int,
             file: TextIO | None) -> int:
     """Runs the work, prints it, and writes it to `file` as CSV. Returns the exit code."""
-    isa = ops.instruction_set()
+    isa = raw.instruction_set()
     isas = dict.fromkeys(v.isa for _, chosen in work for v in chosen if v) or [isa]
     limits = {} if module is None else {
         name: Limits(module, name, threads, args.dtype) for name in isas

@@ -8,6 +8,7 @@ namespace {
 
 // Up to here the raw weights are read faster by our own kernel than by a general matrix product.
 constexpr int64_t kFewRows = 3;
+constexpr int64_t kFewRowsBackward = 8;
 
 struct Step {
   Cell cell;
@@ -95,15 +96,15 @@ struct StepGradients {
 
 template <class Real>
 StepGradients backward(const Step& s, const OptionalTensor& dh_in, const OptionalTensor& dc_in,
-                       const Tensor& x, const Tensor& h_in, const OptionalTensor& c_in,
-                       const Tensor& w_ih, const Tensor& w_hh, bool bias, const Tensor& saved,
+                       const Tensor& x_in, const Tensor& h_in, const OptionalTensor& c_in,
+                       const Tensor& w_ih_in, const Tensor& w_hh_in, bool bias, const Tensor& saved,
                        bool need_input, bool need_weights) {
   const bool gru = s.cell == Cell::gru;
   const OptionalTensor dh = contiguous_of(dh_in), dc = contiguous_of(dc_in), c = contiguous_of(c_in);
   const Tensor h = contiguous_of(h_in);
-  const Tensor dgates_x = empty(x, {s.B, s.G * s.H});
-  const Tensor dgates_h = gru ? empty(x, {s.B, s.G * s.H}) : dgates_x;
-  const Tensor direct = empty(x, {s.B, s.H});  // GRU: part of dh; LSTM: dc
+  const Tensor dgates_x = empty(x_in, {s.B, s.G * s.H});
+  const Tensor dgates_h = gru ? empty(x_in, {s.B, s.G * s.H}) : dgates_x;
+  const Tensor direct = empty(x_in, {s.B, s.H});  // GRU: part of dh; LSTM: dc
   CellBackward<Real> p{};
   p.cell = s.cell;
   p.B = s.B;
@@ -119,12 +120,42 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
   cell_backward_cpu(instruction_set(), p, torch_threads());
 
   StepGradients out;
-  out.dx = need_input ? mm(dgates_x, w_ih) : empty(x, {0});
-  out.dh = mm(dgates_h, w_hh);
-  if (gru) out.dh = add(out.dh, direct);
   out.dc = direct;
+  if (s.B <= kFewRowsBackward && s.B * s.I * s.H > 0) {
+    const Tensor x = contiguous_of(x_in), w_ih = contiguous_of(w_ih_in),
+                 w_hh = contiguous_of(w_hh_in);
+    const auto weights = [&](std::vector<int64_t> sizes, bool need) {
+      return need ? empty(x, sizes) : Tensor();
+    };
+    const Tensor dw_ih = weights({s.G * s.H, s.I}, need_weights),
+                 dw_hh = weights({s.G * s.H, s.H}, need_weights),
+                 db_ih = weights({s.G * s.H}, need_weights && bias),
+                 db_hh = weights({s.G * s.H}, need_weights && bias);
+    out.dx = empty(x, need_input ? std::vector<int64_t>{s.B, s.I} : std::vector<int64_t>{0});
+    out.dh = empty(x, {s.B, s.H});
+    const auto data = [](const Tensor& t) {
+      return t.defined() ? writable<Real>(t) : static_cast<Real*>(nullptr);
+    };
+    const auto run = [&](const Tensor& d, const Tensor& w, const Tensor& a, const Real* direct,
+                         Real* da, const Tensor& dw, const Tensor& db) {
+      product_backward_cpu<Real>(instruction_set(),
+                                 {s.B, s.G * s.H, a.size(1), pointer<Real>(d), pointer<Real>(w),
+                                  pointer<Real>(a), direct, da, data(dw), data(db)},
+                                 torch_threads());
+    };
+    if (need_input || need_weights)
+      run(dgates_x, w_ih, x, nullptr, need_input ? writable<Real>(out.dx) : nullptr, dw_ih, db_ih);
+    run(dgates_h, w_hh, h, gru ? pointer<Real>(direct) : nullptr, writable<Real>(out.dh), dw_hh,
+        db_hh);
+    if (need_weights) out.dweights = {dw_ih, dw_hh};
+    if (need_weights && bias) out.dweights.insert(out.dweights.end(), {db_ih, db_hh});
+    return out;
+  }
+  out.dx = need_input ? mm(dgates_x, w_ih_in) : empty(x_in, {0});
+  out.dh = mm(dgates_h, w_hh_in);
+  if (gru) out.dh = add(out.dh, direct);
   if (!need_weights) return out;
-  out.dweights.push_back(mm(transposed(dgates_x), x));
+  out.dweights.push_back(mm(transposed(dgates_x), x_in));
   out.dweights.push_back(mm(transposed(dgates_h), h));
   if (bias) {
     out.dweights.push_back(torch::stable::sum(dgates_x, std::vector<int64_t>{0}));

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from . import __version__, ops
+from . import __version__, raw
 
 
 def _processor() -> str:
@@ -27,11 +27,11 @@ def report() -> str:
         "Python": sys.version.split()[0],
         "system": platform.platform(),
         "processor": f"{_processor()} ({platform.machine()})",
-        "instruction set in use": f"{ops.instruction_set()} (GATEDRNN_CPU_ISA forces another)",
+        "instruction set in use": f"{raw.instruction_set()} (GATEDRNN_CPU_ISA forces another)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "CUDA kernels": "not built: this version computes on the CPU",
         "CUDA of torch": torch.version.cuda or "none",
-        "module": ops.__file__,
+        "module": raw.__file__,
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {fact}" for name, fact in facts.items())

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn.modules.rnn import RNNCellBase
 
 from . import functional
@@ -80,7 +81,7 @@ class GRUCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Make one step; shapes and errors stand in the class's docstring."""
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):
             return fx_call(self, input, hx)
         return functional.gru_cell(input, hx, *tensors_by_name(self, _NAMES))
 
@@ -138,6 +139,6 @@ class LSTMCell(_Cell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Make one step; shapes and errors stand in the class's docstring."""
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):
             return fx_call(self, input, hx)
         return functional.lstm_cell(input, hx, *tensors_by_name(self, _NAMES))

@@ -5,6 +5,7 @@ functional.py. Nothing here reads a tensor's values, except the lengths of a Pac
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,16 +16,79 @@ _GATES = {"GRU": 3, "LSTM": 4, "GRUCell": 3, "LSTMCell": 4}
 
 
 class Sizes(NamedTuple):
-    """What a flat list of weights says about the network."""
+    """What a network is, and what its flat list of weights must be."""
 
-    layers: int
-    directions: int
+    features: int  # I
     hidden: int  # H
     output: int  # P
-    bias: bool
-    projection: bool
-    each: int  # weights per layer and direction
-    shapes: list[tuple[int, ...]]  # one for every weight
+    layers: int
+    directions: int
+    widths: tuple[int, ...]  # of the states
+    stems: tuple[str, ...]  # names of the weights of one layer and direction
+    shapes: tuple[tuple[int, ...], ...]  # one for every weight
+    groups: tuple[tuple[int, ...], ...]  # per layer the weights that ops takes; -1: there is none
+
+
+def sizes(
+    name: str,
+    features: int,
+    hidden: int,
+    projected: int,
+    layers: int,
+    directions: int,
+    bias: bool,
+) -> Sizes:
+    """The Sizes of a GRU or an LSTM; `projected` is P where there is a projection, and 0 else."""
+    # Needed at every call, so it is kept; a compiler would trace into the cache, and warns.
+    make = _make_sizes if torch.compiler.is_compiling() else _kept_sizes
+    return make(name, features, hidden, projected, layers, directions, bias)
+
+
+def _make_sizes(
+    name: str,
+    features: int,
+    hidden: int,
+    projected: int,
+    layers: int,
+    directions: int,
+    bias: bool,
+) -> Sizes:
+    output = projected or hidden
+    rows = _GATES[name] * hidden
+    slots: list[tuple[str, tuple[int, ...]] | None] = [
+        ("weight_ih", (rows, features)),
+        ("weight_hh", (rows, output)),
+        ("bias_ih", (rows,)) if bias else None,
+        ("bias_hh", (rows,)) if bias else None,
+    ]
+    if name == "LSTM":
+        slots.append(("weight_hr", (output, hidden)) if projected else None)
+    present = [s for s in slots if s is not None]
+    group = tuple(shape for _, shape in present)
+    above = ((rows, directions * output), *group[1:])
+    places = [present.index(s) if s is not None else -1 for s in slots]
+    each = len(group)
+    return Sizes(
+        features,
+        hidden,
+        output,
+        layers,
+        directions,
+        (output,) if name == "GRU" else (output, hidden),
+        tuple(stem for stem, _ in present),
+        directions * group + (layers - 1) * directions * above,
+        tuple(
+            tuple(
+                p if p < 0 else p + each * (layer * directions + d)
+                for d in range(directions)
+                for p in places
+            )
+            for layer in range(layers)
+        ),
+    )
+
+
+_kept_sizes = lru_cache(maxsize=256)(_make_sizes)
 
 
 def pair(name: str, hx: Any) -> tuple[Tensor, Tensor]:
@@ -43,31 +107,18 @@ def sizes_of(name: str, weights: Sequence[Tensor], directions: int) -> Sizes:
             f"{name}: expected weights to begin with two matrices, w_ih and w_hh, got shapes "
             f"{[tuple(w.shape) for w in weights[:2]]}"
         )
-    gates = _GATES[name]
     rows, features = weights[0].shape
-    hidden, output = rows // gates, weights[1].size(1)
+    hidden, output = rows // _GATES[name], weights[1].size(1)
     bias = count > 2 and weights[2].dim() == 1
-    projection = gates == 4 and output != hidden
-    if not projection:
-        output = hidden
-    rows = gates * hidden
-    group: list[tuple[int, ...]] = [(rows, features), (rows, output)]
-    if bias:
-        group += [(rows,), (rows,)]
-    if projection:
-        group += [(output, hidden)]
-    each = len(group)
-    layers, rest = divmod(count, directions * each)
+    projected = output if name == "LSTM" and output != hidden else 0
+    one = sizes(name, features, hidden, projected, 1, 1, bias).shapes
+    layers, rest = divmod(count, directions * len(one))
     if rest:
         raise RuntimeError(
-            f"{name}: expected {each} weights for each layer and direction, of shapes {group} "
-            f"in the first layer, got {count} weights for {directions} direction(s)"
+            f"{name}: expected {len(one)} weights for each layer and direction, of shapes "
+            f"{list(one)} in the first layer, got {count} weights for {directions} direction(s)"
         )
-    shapes = directions * group
-    if layers > 1:
-        group[0] = (rows, directions * output)
-        shapes += (layers - 1) * directions * group
-    return Sizes(layers, directions, hidden, output, bias, projection, each, shapes)
+    return sizes(name, features, hidden, projected, layers, directions, bias)
 
 
 def check_dims(name: str, input: Tensor, states: tuple[Tensor, ...] | None) -> None:
@@ -137,6 +188,30 @@ def packed_batch(
     return steps[0]
 
 
+def fit(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    states: tuple[Tensor, ...] | None,
+    sizes: Sizes,
+    batch: int,
+) -> bool:
+    """Whether check_tensors has nothing to refuse: the common case, found out at the least cost."""
+    dtype, device = x.dtype, x.device
+    if x.shape[-1] != sizes.features or len(weights) != len(sizes.shapes):
+        return False
+    for w, shape in zip(weights, sizes.shapes, strict=True):
+        if w is None or w.shape != shape or w.dtype is not dtype or w.device != device:
+            return False
+    if states is not None:
+        rows = sizes.layers * sizes.directions
+        for s, width in zip(states, sizes.widths, strict=True):
+            if s.dim() != 3 or s.shape != (rows, batch, width):
+                return False
+            if s.dtype is not dtype or s.device != device:
+                return False
+    return True
+
+
 def check_tensors(
     name: str,
     x: Tensor,
@@ -146,21 +221,26 @@ def check_tensors(
     batch: int,
 ) -> None:
     """Sizes, dtypes and devices of x (.., I), the initial states (L*D, B, .) and the weights."""
+    if len(weights) != len(sizes.shapes):
+        raise RuntimeError(f"{name}: expected {len(sizes.shapes)} weights, got {len(weights)}")
+    for k, w in enumerate(weights):
+        if w is None:
+            raise AttributeError(f"{name}: {weight_name(sizes, k)} is None, not a tensor")
     dtype, device = x.dtype, x.device
     if dtype != weights[0].dtype:
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({weights[0].dtype}). Convert "
             f"input: input.to({weights[0].dtype}), or convert model: model.to({dtype})"
         )
-    features = sizes.shapes[0][1]
-    if x.size(-1) != features:
+    if x.size(-1) != sizes.features:
         raise RuntimeError(
-            f"input.size(-1) must be equal to input_size. Expected {features}, got {x.size(-1)}"
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {sizes.features}, got {x.size(-1)}"
         )
     if states is not None:
         rows = sizes.layers * sizes.directions
         for k, state in enumerate(states):
-            expected = (rows, batch, sizes.hidden if k else sizes.output)
+            expected = (rows, batch, sizes.widths[k])
             if state.shape != expected:
                 label = "hidden" if len(states) == 1 else f"hidden[{k}]"
                 raise RuntimeError(f"Expected {label} size {expected}, got {list(state.shape)}")
@@ -174,16 +254,14 @@ def check_tensors(
                 )
     for k, (w, shape) in enumerate(zip(weights, sizes.shapes, strict=True)):
         if w.shape != shape or w.dtype != dtype or w.device != device:
-            _refuse_weight(name, x, w, _weight_name(sizes, k), shape)
+            _refuse_weight(name, x, w, weight_name(sizes, k), shape)
 
 
-def _weight_name(sizes: Sizes, k: int) -> str:
-    layer, place = divmod(k, sizes.directions * sizes.each)
-    direction, place = divmod(place, sizes.each)
-    stems = ["weight_ih", "weight_hh"]
-    stems += ["bias_ih", "bias_hh"] if sizes.bias else []
-    stems += ["weight_hr"] if sizes.projection else []
-    return f"{stems[place]}_l{layer}{'_reverse' if direction else ''}"
+def weight_name(sizes: Sizes, k: int) -> str:
+    """The name that torch.nn's modules give to weight k of the flat list."""
+    place, k = divmod(k, len(sizes.stems))
+    layer, direction = divmod(place, sizes.directions)
+    return f"{sizes.stems[k]}_l{layer}{'_reverse' if direction else ''}"
 
 
 def _refuse_device(kind: str, ours: torch.device, theirs: torch.device) -> NoReturn:
@@ -201,6 +279,41 @@ def _refuse_weight(name: str, x: Tensor, w: Tensor, label: str, shape: tuple[int
             f"{name}: {label} dtype ({w.dtype}) does not match input dtype ({x.dtype})"
         )
     raise RuntimeError(f"{name}: expected {label} of shape {shape}, got {tuple(w.shape)}")
+
+
+def step_fits(
+    gates: int,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> bool:
+    """Whether a step has a batch and check_cell nothing to refuse, found out at the least cost."""
+    if x.dim() != 2 or h.dim() != 2:
+        return False
+    dtype, device, shape = x.dtype, x.device, h.shape
+    batch, features = x.shape
+    hidden = shape[1]
+    rows = gates * hidden
+    return (
+        shape[0] == batch
+        and w_ih.shape == (rows, features)
+        and w_hh.shape == (rows, hidden)
+        and dtype is h.dtype is w_ih.dtype is w_hh.dtype
+        and device == h.device == w_ih.device == w_hh.device
+        and (
+            b_ih is None
+            or (b_ih.shape == (rows,) and b_ih.dtype is dtype and b_ih.device == device)
+        )
+        and (
+            b_hh is None
+            or (b_hh.shape == (rows,) and b_hh.dtype is dtype and b_hh.device == device)
+        )
+        and (c is None or (c.shape == shape and c.dtype is dtype and c.device == device))
+    )
 
 
 def check_cell(

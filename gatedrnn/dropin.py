@@ -20,7 +20,10 @@ def tensors_by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
     property that computes it (torch.nn.utils.parametrize).
     """
     parameters = module._parameters
-    return [parameters[n] if n in parameters else getattr(module, n) for n in names]
+    try:
+        return [parameters[n] for n in names]
+    except KeyError:
+        return [parameters[n] if n in parameters else getattr(module, n) for n in names]
 
 
 def fx_call(module: nn.Module, input: torch.fx.Proxy, hx: Any) -> torch.fx.Proxy:

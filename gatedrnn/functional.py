@@ -91,10 +91,8 @@ def gru(
         >>> y.shape, hn.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
-    states = None if hx is None else (hx,)
-    flags = bidirectional, dropout, training, batch_first
-    y, (hn,) = _run("GRU", ops.gru_layer, input, weights, states, *flags)
-    return y, hn
+    sizes = checks.sizes_of("GRU", weights, 2 if bidirectional else 1)
+    return run_gru(input, weights, hx, sizes, dropout if training else 0.0, batch_first)
 
 
 @overload
@@ -163,10 +161,8 @@ def lstm(
         >>> y.shape, cn.shape
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
-    states = None if hx is None else checks.pair("LSTM", hx)
-    flags = bidirectional, dropout, training, batch_first
-    y, (hn, cn) = _run("LSTM", ops.lstm_layer, input, weights, states, *flags)
-    return y, (hn, cn)
+    sizes = checks.sizes_of("LSTM", weights, 2 if bidirectional else 1)
+    return run_lstm(input, weights, hx, sizes, dropout if training else 0.0, batch_first)
 
 
 def gru_cell(
@@ -197,6 +193,12 @@ def gru_cell(
         >>> gatedrnn.functional.gru_cell(torch.randn(3, 10), None, *c.parameters()).shape
         torch.Size([3, 20])
     """
+    if (
+        hx is not None
+        and checks.step_fits(3, input, hx, None, w_ih, w_hh, b_ih, b_hh)
+        and not torch._C._is_any_autocast_enabled()
+    ):
+        return ops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     states = None if hx is None else (hx,)
     return _run_cell("GRUCell", ops.gru_cell, input, states, w_ih, w_hh, b_ih, b_hh)[0]
 
@@ -232,6 +234,12 @@ def lstm_cell(
         (torch.Size([3, 20]), torch.Size([3, 20]))
     """
     states = None if hx is None else checks.pair("LSTMCell", hx)
+    if (
+        states is not None
+        and checks.step_fits(4, input, *states, w_ih, w_hh, b_ih, b_hh)
+        and not torch._C._is_any_autocast_enabled()
+    ):
+        return ops.lstm_cell(input, *states, w_ih, w_hh, b_ih, b_hh)
     h, c = _run_cell("LSTMCell", ops.lstm_cell, input, states, w_ih, w_hh, b_ih, b_hh)
     return h, c
 
@@ -239,9 +247,7 @@ def lstm_cell(
 def _autocast_dtype(
     x: Tensor, states: Sequence[Tensor] | None, weights: Sequence[Tensor | None]
 ) -> torch.dtype | None:
-    """The dtype to compute in where autocast applies to these tensors; None where it does not."""
-    if not torch._C._is_any_autocast_enabled():
-        return None
+    """The dtype to compute in where autocast, on for some device, applies to these tensors."""
     device = x.device.type
     # is_autocast_enabled raises for a device that has no autocast, such as meta.
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -252,68 +258,98 @@ def _autocast_dtype(
     return torch.get_autocast_dtype(device)
 
 
+def run_gru(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: Tensor | None,
+    sizes: checks.Sizes,
+    dropout: float,
+    batch_first: bool,
+) -> tuple[Any, Tensor]:
+    """gru() of known sizes, for a module that declares them; `dropout` is what is to be applied."""
+    states = None if hx is None else (hx,)
+    y, finals = _run("GRU", ops.gru_layer, input, weights, states, sizes, dropout, batch_first)
+    return y, finals[0]
+
+
+def run_lstm(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None,
+    sizes: checks.Sizes,
+    dropout: float,
+    batch_first: bool,
+) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """lstm() of known sizes, for a module that declares them."""
+    states = None if hx is None else checks.pair("LSTM", hx)
+    y, finals = _run("LSTM", ops.lstm_layer, input, weights, states, sizes, dropout, batch_first)
+    return y, (finals[0], finals[1])
+
+
 def _run(
     name: str,
     layer: Callable[..., tuple[Tensor, ...]],
     input: Tensor | PackedSequence,
     weights: Sequence[Tensor],
     states: tuple[Tensor, ...] | None,
-    bidirectional: bool,
+    sizes: checks.Sizes,
     dropout: float,
-    training: bool,
     batch_first: bool,
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """Check, bring everything into time-major order, run the layers, and undo the order."""
+    packed = isinstance(input, PackedSequence)
     unbatched = False
     batch_sizes = order = inverse = None
-    if isinstance(input, PackedSequence):
+    if packed:
         x, batch_sizes, order, inverse = input
         batch = checks.packed_batch(x, batch_sizes, order, inverse, states)
+    elif input.dim() == 3 and not input.is_nested:
+        x = input.transpose(0, 1) if batch_first else input
+        batch = x.shape[1]
     else:
         checks.check_dims(name, input, states)
-        unbatched = input.dim() == 2
-        if unbatched:
-            x = input.unsqueeze(1)
-            states = states and tuple(s.unsqueeze(1) for s in states)
-        else:
-            x = input.transpose(0, 1) if batch_first else input
-        batch = x.size(1)
+        unbatched = True
+        x, batch = input.unsqueeze(1), 1
+        states = states and tuple(s.unsqueeze(1) for s in states)
 
-    sizes = checks.sizes_of(name, weights, 2 if bidirectional else 1)
-    dtype = _autocast_dtype(x, states, weights)
+    dtype = None
+    if torch._C._is_any_autocast_enabled():
+        dtype = _autocast_dtype(x, states, weights)
     if dtype is not None:
         x = x.to(dtype)
         states = states and tuple(s.to(dtype) for s in states)
         weights = [w.to(dtype) for w in weights]
-    checks.check_tensors(name, x, weights, states, sizes, batch)
-    if batch_sizes is None and x.size(0) == 0:
+    if not checks.fit(x, weights, states, sizes, batch):
+        if not packed:
+            checks.check_dims(name, x, states)
+        checks.check_tensors(name, x, weights, states, sizes, batch)
+    if x.shape[0] == 0 and not packed:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if states is None:
-        states = _zeros(name, x, sizes, batch)
+        # Two tensors for an LSTM even where one would do: Dynamo refuses an input given twice.
+        shape = sizes.layers * sizes.directions, batch
+        states = tuple(
+            [torch.zeros(*shape, w, dtype=x.dtype, device=x.device) for w in sizes.widths]
+        )
     elif order is not None:
         states = tuple(s.index_select(1, order) for s in states)
 
-    probability = dropout if training else 0.0
     if dtype is None:
-        y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, probability)
+        y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
     else:  # applied by hand above, not to be applied again inside
         with torch.autocast(x.device.type, enabled=False):
-            y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, probability)
+            y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
+    if name == "GRU" and y.requires_grad:
+        # The backward reads y, and torch.nn.GRU (not its LSTM) lets its output be changed in place.
+        y = y.clone()
 
-    if isinstance(input, PackedSequence):
+    if packed:
         if inverse is not None:
             finals = tuple(s.index_select(1, inverse) for s in finals)
         return PackedSequence(y, batch_sizes, order, inverse), finals
     if unbatched:
         return y.squeeze(1), tuple(s.squeeze(1) for s in finals)
     return (y.transpose(0, 1) if batch_first else y), finals
-
-
-def _zeros(name: str, x: Tensor, sizes: checks.Sizes, batch: int) -> tuple[Tensor, ...]:
-    # Two tensors for an LSTM even where one would do: Dynamo refuses an input given twice.
-    widths = (sizes.output,) if name == "GRU" else (sizes.output, sizes.hidden)
-    shape = sizes.layers * sizes.directions, batch
-    return tuple(torch.zeros(*shape, w, dtype=x.dtype, device=x.device) for w in widths)
 
 
 def _stack(
@@ -326,34 +362,19 @@ def _stack(
     dropout: float,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run the layers one after the other, with dropout between them, on time-major tensors."""
+    slots = [*weights, None]
     if sizes.layers == 1:
-        y, *last = layer(x, *states, _layer_weights(weights, sizes, 0, len(states)), batch_sizes)
+        y, *last = layer(x, *states, [slots[k] for k in sizes.groups[0]], batch_sizes)
         return y, tuple(last)
     y, finals = x, []
-    for k in range(sizes.layers):
+    initial = zip(*(s.split(sizes.directions) for s in states), strict=True)
+    for group, states_in in zip(sizes.groups, initial, strict=True):
         # torch's CPU masks: one draw per inner layer, over its time-major or packed output.
-        if k and dropout != 0:
+        if finals and dropout != 0:
             y = torch.dropout(y, dropout, True)
-        rows = slice(k * sizes.directions, (k + 1) * sizes.directions)
-        group = _layer_weights(weights, sizes, k, len(states))
-        y, *last = layer(y, *(s[rows] for s in states), group, batch_sizes)
+        y, *last = layer(y, *states_in, [slots[k] for k in group], batch_sizes)
         finals.append(last)
     return y, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
-
-
-def _layer_weights(
-    weights: Sequence[Tensor], sizes: checks.Sizes, layer: int, states: int
-) -> list[Tensor | None]:
-    """One layer's weights as ops takes them: None stands for every tensor the network lacks."""
-    first = layer * sizes.directions * sizes.each
-    group: list[Tensor | None] = []
-    for start in range(first, first + sizes.directions * sizes.each, sizes.each):
-        w = weights[start : start + sizes.each]
-        group += w[:2]
-        group += w[2:4] if sizes.bias else (None, None)
-        if states == 2:  # an LSTM may have a projection
-            group.append(w[-1] if sizes.projection else None)
-    return group
 
 
 def _run_cell(
@@ -367,7 +388,9 @@ def _run_cell(
     b_hh: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Check one step of a cell, give it a batch if it has none, and run it."""
-    dtype = _autocast_dtype(input, states, (w_ih, w_hh, b_ih, b_hh))
+    dtype = None
+    if torch._C._is_any_autocast_enabled():
+        dtype = _autocast_dtype(input, states, (w_ih, w_hh, b_ih, b_hh))
     if dtype is not None:
         input = input.to(dtype)
         states = states and tuple(s.to(dtype) for s in states)

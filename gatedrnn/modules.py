@@ -12,10 +12,10 @@ from typing import Any, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
-from .checks import pair
+from . import checks, functional
 from .dropin import fx_call, refuse_qconfig, refuse_script, tensors_by_name
 
 __all__ = ["GRU", "LSTM"]
@@ -53,9 +53,6 @@ class _Recurrent(nn.RNNBase):
         not kept: no graph hangs on _flat_weights after a forward.
         """
         weights = tensors_by_name(self, self._flat_weights_names)
-        for k, w in enumerate(weights):
-            if w is None:
-                raise AttributeError(f"{self._flat_weights_names[k]} is None, not a tensor")
         flat = self._flat_weights
         # A parameter that was exchanged behind __setattr__ (in _parameters, by functional_call) is
         # noted, unless it is a tracer's.
@@ -65,6 +62,36 @@ class _Recurrent(nn.RNNBase):
                     flat[k] = w
                     self._flat_weight_refs[k] = weakref.ref(w)
         return weights
+
+    def _sizes(self) -> checks.Sizes:
+        """The sizes that the module declares, which its weights and inputs must have."""
+        return checks.sizes(
+            self.mode,
+            self.input_size,
+            self.hidden_size,
+            self.proj_size,
+            self.num_layers,
+            2 if self.bidirectional else 1,
+            self.bias,
+        )
+
+    def __setstate__(self, d: dict[str, Any]) -> None:
+        noted = d["all_weights"] if "all_weights" in d else d["_all_weights"]
+        if not isinstance(noted[0][0], str):
+            # Long ago tensors stood there. RNNBase finds their names too, but fails where there is
+            # a projection and no bias.
+            self.__dict__.update(d)
+            self.__dict__.setdefault("proj_size", 0)
+            sizes = self._sizes()
+            names = [checks.weight_name(sizes, k) for k in range(len(sizes.shapes))]
+            each = len(sizes.stems)
+            d = {
+                **{k: v for k, v in d.items() if k != "all_weights"},
+                "_all_weights": [names[k : k + each] for k in range(0, len(names), each)],
+                "_flat_weights_names": names,
+                "_flat_weights": [d["_parameters"].get(n) for n in names],
+            }
+        super().__setstate__(d)
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)
@@ -160,16 +187,11 @@ class GRU(_Recurrent):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):
             return fx_call(self, input, hx)
-        return functional.gru(
-            input,
-            self._weights(),
-            hx,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-            training=self.training,
-            batch_first=self.batch_first,
+        dropout = self.dropout if self.training else 0.0
+        return functional.run_gru(
+            input, self._weights(), hx, self._sizes(), dropout, self.batch_first
         )
 
 
@@ -286,7 +308,7 @@ class LSTM(_Recurrent):
         """Reorder the batch of both states; None leaves them as they are."""
         if permutation is None:
             return hx
-        h, c = pair("LSTM", hx)
+        h, c = checks.pair("LSTM", hx)
         return h.index_select(1, permutation), c.index_select(1, permutation)
 
     @overload
@@ -301,14 +323,9 @@ class LSTM(_Recurrent):
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):
             return fx_call(self, input, hx)
-        return functional.lstm(
-            input,
-            self._weights(),
-            hx,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-            training=self.training,
-            batch_first=self.batch_first,
+        dropout = self.dropout if self.training else 0.0
+        return functional.run_lstm(
+            input, self._weights(), hx, self._sizes(), dropout, self.batch_first
         )

@@ -57,6 +57,20 @@ struct CellBackward {
   Real *dh_prev, *dc_prev; // [B, H] GRU: the direct part of dh; LSTM: dc
 };
 
+// What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that of
+// the weights, of the bias and of a. For few sequences, where calls of general products cost more.
+template <class Real>
+struct ProductBackward {
+  int64_t B, N, K;
+  const Real* d;       // [B, N]
+  const Real* w;       // [N, K]
+  const Real* a;       // [B, K]
+  const Real* direct;  // [B, K] what else reaches a, or null
+  Real* da;            // [B, K] or null: not wanted
+  Real* dw;            // [N, K] or null: not wanted, nor is db
+  Real* db;            // [N] or null
+};
+
 template <class Real>
 struct Kernels {
   int width;  // W
@@ -70,6 +84,7 @@ struct Kernels {
                    const Part&);
   void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
   void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
+  void (*product_backward)(const ProductBackward<Real>&, int64_t column0, int64_t column1);
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
   double (*multiply_adds)(int64_t repeats);  // the machine's limits: cpu/limits.h

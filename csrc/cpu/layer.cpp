@@ -214,6 +214,14 @@ void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
               [&](int64_t unit0, int64_t unit1) { k.cell_backward(p, unit0, unit1); });
 }
 
+template <class Real>
+void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>& p,
+                          const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  split_units(k, p.K, 2 * p.B * p.N * p.K, parallel,
+              [&](int64_t column0, int64_t column1) { k.product_backward(p, column0, column1); });
+}
+
 #define GATEDRNN_INSTANTIATE(Real)                                                               \
   template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
   template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);        \
@@ -224,7 +232,9 @@ void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
   template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                \
                                  const Parallel&);                                               \
   template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,              \
-                                  const Parallel&);
+                                  const Parallel&);                                              \
+  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,        \
+                                     const Parallel&);
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)
 

@@ -31,4 +31,8 @@ template <class Real>
 void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
                        const Parallel& parallel);
 
+template <class Real>
+void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>& p,
+                          const Parallel& parallel);
+
 }  // namespace gatedrnn

@@ -93,19 +93,21 @@ inline Vec<Real> sigmoid_of(Vec<Real> x) {
   y = y > S::largest ? Vec<Real>{} + S::largest : y;
   y = y < -S::flat * 2 ? Vec<Real>{} - S::flat * 2 : y;
   const auto e = exp_parts<Real>(y);
-  return 1 / (1 + (e.scale * e.fraction + e.scale));
+  return 1 / (1 + (1 + e.fraction) * e.scale);  // in this order, as the scale may be infinite
 }
 
-// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps its relative precision down to 0.
+// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps its relative precision down to 0; then x's
+// sign, that of a zero included.
 template <class Real>
 inline Vec<Real> tanh_of(Vec<Real> x) {
   using S = Simd<Real>;
-  Vec<Real> y = x < 0 ? -2 * x : 2 * x;
+  using Int = typename S::Int;
+  const Int sign = reinterpret_cast<Int>(x) & reinterpret_cast<Int>(-Vec<Real>{});
+  Vec<Real> y = 2 * reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(x) ^ sign);
   y = y > S::flat * 2 ? Vec<Real>{} + S::flat * 2 : y;
   const auto e = exp_parts<Real>(y);
   const Vec<Real> m = e.scale * e.fraction + (e.scale - 1);
-  const Vec<Real> t = m / (m + 2);
-  return x < 0 ? -t : t;
+  return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(m / (m + 2)) | sign);
 }
 
 inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
