@@ -128,7 +128,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   out.gates = empty(x, train ? l.rows_of(l.D * l.G * l.H) : std::vector<int64_t>{0});
   out.cn = empty(x, lstm ? std::vector<int64_t>{l.D, l.B, l.H} : std::vector<int64_t>{0});
   // Inference needs the cell state of one step only.
-  out.c = empty(x, !lstm ? std::vector<int64_t>{0}
+  out.c = empty(x, !lstm   ? std::vector<int64_t>{0}
                    : train ? l.rows_of(l.D * l.H)
                            : std::vector<int64_t>{l.D, l.B, l.H});
   if (l.B == 0) return out;
@@ -217,10 +217,23 @@ Tensor packed_previous(const Layer& l, const Tensor& y, const Tensor& h0, int d)
   return previous;
 }
 
-// a^T b, [columns of a, columns of b]. Computed as (b^T a)^T: the gates are by far the wider matrix,
-// and MKL is slow with few columns on the right (eight times with five).
+// Fewer columns than these on the right of a product and MKL is slow: eight times with five.
+constexpr int64_t kFewColumns = 64;
+
+// a^T b, [columns of a, columns of b].
 Tensor outer_sum(const Tensor& a, const Tensor& b) {
+  if (b.size(1) >= kFewColumns) return mm(transposed(a), b);
   return contiguous_of(transposed(mm(transposed(b), a)));
+}
+
+// a += b, of the same shape.
+template <class Real>
+void add_into(const Tensor& a, const Tensor& b) {
+  Real* to = writable<Real>(a);
+  const Real* from = pointer<Real>(b);
+  torch::stable::parallel_for(0, a.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) to[k] += from[k];
+  });
 }
 
 // The gradient of W_hh, [rows of w_hh, P]: sum over steps of da(t)^T h(t - 1), for the columns of
@@ -235,8 +248,10 @@ Tensor recurrent_weight_gradient(const Layer& l, const Tensor& da, const Tensor&
   const Tensor initial = torch::stable::select(h0, 0, d);
   const Tensor first = outer_sum(rows(da, reverse ? later : 0, B), initial);
   if (l.T == 1) return first;
-  return add(outer_sum(rows(da, reverse ? 0 : B, later), rows(states, reverse ? B : 0, later)),
-             first);
+  const Tensor others =
+      outer_sum(rows(da, reverse ? 0 : B, later), rows(states, reverse ? B : 0, later));
+  add_into<Real>(others, first);
+  return others;
 }
 
 template <class Real>
@@ -247,8 +262,8 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   const bool lstm = l.cell == Cell::lstm;
   const int64_t G = l.G, H = l.H, P = l.P, D = l.D;
   const Tensor h0 = contiguous_of(h0_in);
-  const OptionalTensor c0 = contiguous_of(c0_in), dy = contiguous_of(dy_in), dhn = contiguous_of(dhn_in),
-                       dcn = contiguous_of(dcn_in);
+  const OptionalTensor c0 = contiguous_of(c0_in), dy = contiguous_of(dy_in),
+                       dhn = contiguous_of(dhn_in), dcn = contiguous_of(dcn_in);
   // Columns: every direction's input-side gates, so that dx is one product; then a GRU's q.
   const int64_t width = D * 4 * H;
   const Tensor dgates = empty(y, {l.N, width});
@@ -314,10 +329,9 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
     if (l.bias) {
       const Tensor input_side = rows(bias_sums, d * G * H, G * H);
       out.dweights.push_back(torch::stable::clone(input_side));
-      out.dweights.push_back(lstm ? torch::stable::clone(input_side)
-                                  : cat({rows(input_side, 0, 2 * H),
-                                         rows(bias_sums, D * G * H + d * H, H)},
-                                        0));
+      out.dweights.push_back(
+          lstm ? torch::stable::clone(input_side)
+               : cat({rows(input_side, 0, 2 * H), rows(bias_sums, D * G * H + d * H, H)}, 0));
     }
     if (l.projected)
       out.dweights.push_back(outer_sum(columns(dh, d * P, P), columns(hidden, d * H, H)));
@@ -341,10 +355,12 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy, const Optional
   return run(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
 }
 
-std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(
-    const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
-    const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
-    const Tensor& gates, bool need_input, bool need_weights) {
+std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(const OptionalTensor& dy,
+                                                     const OptionalTensor& dhn, const Tensor& x,
+                                                     const Tensor& h0, const Tensors& weights,
+                                                     bool bias, const OptionalTensor& batch_sizes,
+                                                     const Tensor& y, const Tensor& gates,
+                                                     bool need_input, bool need_weights) {
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerGradients g = backward(l, dy, dhn, std::nullopt, h0, std::nullopt, y, gates, gates,
                               need_input, need_weights);
@@ -359,8 +375,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
   const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
   check(c, "c", x.scalar_type(), l.rows_of(l.D * l.H));
-  LayerGradients g =
-      backward(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
+  LayerGradients g = backward(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
   return {g.dx, g.dh0, g.dc0, g.dweights};
 }
 
@@ -384,7 +399,8 @@ STABLE_TORCH_LIBRARY(gatedrnn, m) {
       "(Tensor dx, Tensor dh0, Tensor[] dweights)");
   m.def(
       "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes, bool train) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor c)");
+      "Tensor? batch_sizes, bool train) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor "
+      "c)");
   m.def(
       "lstm_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor x, Tensor h0, Tensor c0, "
       "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "

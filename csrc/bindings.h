@@ -1,5 +1,5 @@
-// What the bindings share: torch's operations by name, and checks. On the LibTorch stable ABI, so that
-// one binary serves torch 2.10 and newer.
+// What the bindings share: torch's operations by name, and checks. On the LibTorch stable ABI, so
+// that one binary serves torch 2.10 and newer.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -27,13 +27,6 @@ inline Tensor mm(const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(a), torch::stable::detail::from(b)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-inline void mm_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  (void)torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 inline Tensor linear(const Tensor& x, const Tensor& w, const OptionalTensor& bias) {
@@ -119,7 +112,8 @@ inline void check(const Tensor& t, const char* name, ScalarType type, const int6
                   size_t dim) {
   bool same = size_t(t.dim()) == dim;
   for (size_t k = 0; same && k < dim; ++k) same = t.size(int64_t(k)) == sizes[k];
-  if (!same) expect(false, "expected ", name, " of shape ", std::vector(sizes, sizes + dim), ", got ", t);
+  if (!same)
+    expect(false, "expected ", name, " of shape ", std::vector(sizes, sizes + dim), ", got ", t);
   expect(t.scalar_type() == type, name, " must have the dtype of the input (float32 or float64)");
 }
 

@@ -71,19 +71,23 @@ std::tuple<Tensor, Tensor> gru_cell_forward_cpu(const Tensor& x, const Tensor& h
                                                 const OptionalTensor& b_hh, bool train) {
   const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, b_ih, b_hh);
   const Tensor h_next = empty(x, {s.B, s.H});
-  const Tensor saved = empty(x, train ? std::vector<int64_t>{s.B, 4 * s.H} : std::vector<int64_t>{0});
+  const Tensor saved =
+      empty(x, train ? std::vector<int64_t>{s.B, 4 * s.H} : std::vector<int64_t>{0});
   const auto run = x.scalar_type() == ScalarType::Float ? forward<float> : forward<double>;
   run(s, x, h, std::nullopt, w_ih, w_hh, b_ih, b_hh, h_next, std::nullopt, saved, train);
   return {h_next, saved};
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(
-    const Tensor& x, const Tensor& h, const Tensor& c, const Tensor& w_ih, const Tensor& w_hh,
-    const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool train) {
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(const Tensor& x, const Tensor& h,
+                                                         const Tensor& c, const Tensor& w_ih,
+                                                         const Tensor& w_hh,
+                                                         const OptionalTensor& b_ih,
+                                                         const OptionalTensor& b_hh, bool train) {
   const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, b_ih, b_hh);
   check(c, "c", x.scalar_type(), {s.B, s.H});
   const Tensor h_next = empty(x, {s.B, s.H}), c_next = empty(x, {s.B, s.H});
-  const Tensor saved = empty(x, train ? std::vector<int64_t>{s.B, 5 * s.H} : std::vector<int64_t>{0});
+  const Tensor saved =
+      empty(x, train ? std::vector<int64_t>{s.B, 5 * s.H} : std::vector<int64_t>{0});
   const auto run = x.scalar_type() == ScalarType::Float ? forward<float> : forward<double>;
   run(s, x, h, c, w_ih, w_hh, b_ih, b_hh, h_next, c_next, saved, train);
   return {h_next, c_next, saved};
@@ -100,7 +104,8 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
                        const Tensor& w_ih_in, const Tensor& w_hh_in, bool bias, const Tensor& saved,
                        bool need_input, bool need_weights) {
   const bool gru = s.cell == Cell::gru;
-  const OptionalTensor dh = contiguous_of(dh_in), dc = contiguous_of(dc_in), c = contiguous_of(c_in);
+  const OptionalTensor dh = contiguous_of(dh_in), dc = contiguous_of(dc_in),
+                       c = contiguous_of(c_in);
   const Tensor h = contiguous_of(h_in);
   const Tensor dgates_x = empty(x_in, {s.B, s.G * s.H});
   const Tensor dgates_h = gru ? empty(x_in, {s.B, s.G * s.H}) : dgates_x;
@@ -189,8 +194,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_cell_backward_cpu(
   if (dh) check(*dh, "dh", type, {s.B, s.H});
   if (dc) check(*dc, "dc", type, {s.B, s.H});
   const auto run = type == ScalarType::Float ? backward<float> : backward<double>;
-  StepGradients g =
-      run(s, dh, dc, x, h, c, w_ih, w_hh, bias, saved, need_input, need_weights);
+  StepGradients g = run(s, dh, dc, x, h, c, w_ih, w_hh, bias, saved, need_input, need_weights);
   return {g.dx, g.dh, g.dc, g.dweights};
 }
 

@@ -84,7 +84,8 @@ class Layer {
       for (int64_t b : *batch_sizes) offsets_.push_back(offsets_.back() + b);
       f.offsets = offsets_.data();
       f.T = int64_t(batch_sizes->size());
-      expect(offsets_.back() == x.shape(0) && batch_sizes->at(0) == f.B, "batch_sizes do not fit x");
+      expect(offsets_.back() == x.shape(0) && batch_sizes->at(0) == f.B,
+             "batch_sizes do not fit x");
     } else {
       f.T = x.shape(0);
       expect(x.shape(1) == f.B, "x and h0 have different batch sizes");
@@ -100,8 +101,9 @@ class Layer {
     y = zeros<Real>(rows(f.P));
     hn = zeros<Real>({f.B, f.P});
     gates = zeros<Real>(train ? rows(G * f.H) : std::vector<py::ssize_t>{0});
-    c = zeros<Real>(!lstm ? std::vector<py::ssize_t>{0}
-                    : train ? rows(f.H) : std::vector<py::ssize_t>{f.B, f.H});
+    c = zeros<Real>(!lstm   ? std::vector<py::ssize_t>{0}
+                    : train ? rows(f.H)
+                            : std::vector<py::ssize_t>{f.B, f.H});
     cn = zeros<Real>(lstm ? std::vector<py::ssize_t>{f.B, f.H} : std::vector<py::ssize_t>{0});
     f.x = at<const Real>(x.data(), f.I);
     f.w_ih = weights[0].data();
@@ -290,9 +292,8 @@ double read_bandwidth(int64_t bytes, const std::string& isa, int threads, int re
   double best = 0;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     const double time = seconds([&] {
-      parallel(threads, [&](int64_t begin, int64_t) {
-        k.read_all(buffers[begin].data(), n, passes);
-      });
+      parallel(threads,
+               [&](int64_t begin, int64_t) { k.read_all(buffers[begin].data(), n, passes); });
     });
     best = std::max(best, double(n) * sizeof(float) * passes * threads / time);
   }
@@ -332,12 +333,18 @@ void define(py::module_& m, const char* suffix) {
       .def_readonly("h_next", &Step<Real>::h_next)
       .def_readonly("c_next", &Step<Real>::c_next)
       .def_readonly("saved", &Step<Real>::saved);
-  m.def("sigmoid", [](Array<Real> x, const std::string& isa) {
-    return apply(kernels_of<Real>(set_of(isa)).sigmoid, x);
-  }, arg("x").noconvert(), arg("isa") = "");
-  m.def("tanh", [](Array<Real> x, const std::string& isa) {
-    return apply(kernels_of<Real>(set_of(isa)).tanh, x);
-  }, arg("x").noconvert(), arg("isa") = "");
+  m.def(
+      "sigmoid",
+      [](Array<Real> x, const std::string& isa) {
+        return apply(kernels_of<Real>(set_of(isa)).sigmoid, x);
+      },
+      arg("x").noconvert(), arg("isa") = "");
+  m.def(
+      "tanh",
+      [](Array<Real> x, const std::string& isa) {
+        return apply(kernels_of<Real>(set_of(isa)).tanh, x);
+      },
+      arg("x").noconvert(), arg("isa") = "");
   m.def(("peak_flops" + s).c_str(), &peak_flops<Real>, arg("isa") = "", arg("threads") = 1,
         arg("repeats") = 20);
 }
@@ -354,13 +361,16 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
   });
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("isa") = "",
         py::arg("threads") = 1, py::arg("repeats") = 20);
-  m.def("plan", [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates,
-                   int directions, int element, int threads) {
-    const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
-    return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
-                    py::arg("project_first") = plan.project_first);
-  }, py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),
-     py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1);
+  m.def(
+      "plan",
+      [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
+         int element, int threads) {
+        const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
+        return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
+                        py::arg("project_first") = plan.project_first);
+      },
+      py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),
+      py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1);
 }
 
 }  // namespace

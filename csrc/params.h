@@ -28,8 +28,9 @@ struct Rows {
 
 struct Sizes {
   int64_t T, B, I, H, P;
-  const int64_t* offsets;  // [T + 1] packed: offsets[t + 1] - offsets[t] sequences at step t; or null
-  bool reverse;            // walk from the last step to the first
+  // [T + 1] packed: offsets[t + 1] - offsets[t] sequences are active at step t; null if not packed.
+  const int64_t* offsets;
+  bool reverse;  // walk from the last step to the first
 
   int64_t active(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : B; }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step walked
@@ -39,20 +40,20 @@ struct Sizes {
 template <class Real>
 struct Forward : Sizes {
   Cell cell;
-  Rows<const Real> x;       // (T, B, I), or null when `projected` is given
+  Rows<const Real> x;          // (T, B, I), or null when `projected` is given
   Rows<const Real> projected;  // (T, B, G*H) W_ih x for all steps, without bias
-  const Real* w_ih;         // [G*H, I] contiguous
-  const Real* w_hh;         // [G*H, P]
-  const Real* b_ih;         // [G*H] or null
-  const Real* b_hh;         // [G*H] or null
-  const Real* w_hr;         // [P, H] or null: no projection, P == H
-  const Real* h0;           // [B, P]
-  const Real* c0;           // [B, H], LSTM
-  Rows<Real> y;             // (T, B, P)
-  Real* hn;                 // [B, P]
-  Real* cn;                 // [B, H], LSTM
-  Rows<Real> gates;         // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
-  Rows<Real> c;             // (T, B, H) LSTM; inference passes one step's buffer with step = 0
+  const Real* w_ih;            // [G*H, I] contiguous
+  const Real* w_hh;            // [G*H, P]
+  const Real* b_ih;            // [G*H] or null
+  const Real* b_hh;            // [G*H] or null
+  const Real* w_hr;            // [P, H] or null: no projection, P == H
+  const Real* h0;              // [B, P]
+  const Real* c0;              // [B, H], LSTM
+  Rows<Real> y;                // (T, B, P)
+  Real* hn;                    // [B, P]
+  Real* cn;                    // [B, H], LSTM
+  Rows<Real> gates;            // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
+  Rows<Real> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
 };
 
 // One direction of one layer, backward through time; weights' and input's gradients follow from
@@ -60,25 +61,26 @@ struct Forward : Sizes {
 template <class Real>
 struct Backward : Sizes {
   Cell cell;
-  const Real* w_hh;         // [G*H, P] contiguous
-  const Real* w_hr;         // [P, H] or null
-  const Real* h0;           // [B, P]
-  const Real* c0;           // [B, H], LSTM
-  Rows<const Real> y;       // (T, B, P)
-  Rows<const Real> gates;   // as Forward left them
-  Rows<const Real> c;       // (T, B, H), LSTM
-  Rows<const Real> dy;      // (T, B, P) or null: zero
-  const Real* dhn;          // [B, P] or null
-  const Real* dcn;          // [B, H] or null
-  Rows<Real> dgates;        // (T, B, ...): r, z, n (i, f, g, o) from column 0
-  int64_t dq;               // GRU: the column of `dgates` where q's gradient begins
-  Rows<Real> dh;            // (T, B, P) the state's whole gradient; with projection only
-  Rows<Real> hidden;        // (T, B, H) o * tanh(c); with projection only, or null
-  Real* dh0;                // [B, P]
-  Real* dc0;                // [B, H], LSTM
+  const Real* w_hh;        // [G*H, P] contiguous
+  const Real* w_hr;        // [P, H] or null
+  const Real* h0;          // [B, P]
+  const Real* c0;          // [B, H], LSTM
+  Rows<const Real> y;      // (T, B, P)
+  Rows<const Real> gates;  // as Forward left them
+  Rows<const Real> c;      // (T, B, H), LSTM
+  Rows<const Real> dy;     // (T, B, P) or null: zero
+  const Real* dhn;         // [B, P] or null
+  const Real* dcn;         // [B, H] or null
+  Rows<Real> dgates;       // (T, B, ...): r, z, n (i, f, g, o) from column 0
+  int64_t dq;              // GRU: the column of `dgates` where q's gradient begins
+  Rows<Real> dh;           // (T, B, P) the state's whole gradient; with projection only
+  Rows<Real> hidden;       // (T, B, H) o * tanh(c); with projection only, or null
+  Real* dh0;               // [B, P]
+  Real* dc0;               // [B, H], LSTM
 };
 
-// How the layer driver runs loops: the binding passes torch's thread pool, the NumPy module its own.
+// How the layer driver runs loops: the binding passes torch's thread pool, the NumPy module its
+// own.
 struct Parallel {
   int threads;
   // Calls body(context, begin, end) on ranges that cover [0, n), all ranges at the same time.
@@ -86,9 +88,12 @@ struct Parallel {
 
   template <class Body>
   void operator()(int64_t n, Body&& body) const {
-    run(n, [](void* context, int64_t begin, int64_t end) {
-      (*static_cast<Body*>(context))(begin, end);
-    }, &body);
+    run(
+        n,
+        [](void* context, int64_t begin, int64_t end) {
+          (*static_cast<Body*>(context))(begin, end);
+        },
+        &body);
   }
 };
 

@@ -1,5 +1,5 @@
-// (shape, element size, threads) -> how a layer runs on the CPU. A pure function: tests ask it about
-// machines that are not there.
+// (shape, element size, threads) -> how a layer runs on the CPU. A pure function: tests ask it
+// about machines that are not there.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ struct Problem {
 };
 
 struct Plan {
-  bool by_rows;        // threads own sequences and never meet; else they own units and meet each step
-  int64_t block;       // by_rows: sequences that walk all T together
+  bool by_rows;   // threads own sequences and never meet; else they own units and meet each step
+  int64_t block;  // by_rows: sequences that walk all T together
   bool project_first;  // forward: W_ih x for all steps by one matrix product before the loop
 };
 

@@ -4,9 +4,9 @@
 //   dh = dy(t) + W_hh^T dgates(t+1) + dh_direct(t+1)     the product's tile, four vectors of units
 //   dgates(t), dh_direct(t), dc(t) from dh               its epilogue (gates.h)
 //
-// "t+1" is the step walked after t in forward. A sequence's first contribution is dhn (and dcn); its
-// last, after its first step, goes to dh0. dh0 and dc0 hold dh_direct and dc on the way. Included
-// inside the namespace of an instruction set.
+// "t+1" is the step walked after t in forward. A sequence's first contribution is dhn (and dcn);
+// its last, after its first step, goes to dh0. dh0 and dc0 hold dh_direct and dc on the way.
+// Included inside the namespace of an instruction set.
 #pragma once
 
 template <class Real>
@@ -119,8 +119,7 @@ static void projected_step(const BackwardStep<Real>& s, int64_t row0, int64_t ro
   part.wait();
   tiles<4>(panels_of(p.H, 4 * W), part, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a = {};
-    product<4>(a, {0, 1, 2, 3}, M, p.dh.at(s.t, b), p.dh.row, p.P,
-               s.work.w_hr + j * p.P * 4 * W);
+    product<4>(a, {0, 1, 2, 3}, M, p.dh.at(s.t, b), p.dh.row, p.P, s.work.w_hr + j * p.P * 4 * W);
     gates_gradient(s, a, j, b, M);
   });
 }
@@ -132,7 +131,11 @@ static void backward(const Backward<Real>& p, const BackwardWork<Real>& work, in
   for (int64_t k = p.T - 1; k >= 0; --k) {
     const int64_t t = p.step(k), rows = min_of(row1, p.active(t));
     const int64_t later = k + 1 < p.T ? p.step(k + 1) : -1, previous = k > 0 ? p.step(k - 1) : -1;
-    const BackwardStep<Real> s{p, work, t, later, previous,
+    const BackwardStep<Real> s{p,
+                               work,
+                               t,
+                               later,
+                               previous,
                                later < 0 ? row0 : min_of(rows, p.active(later)),
                                previous < 0 ? row0 : min_of(rows, p.active(previous))};
     if (p.w_hr)
@@ -154,8 +157,7 @@ static void backward(const Backward<Real>& p, const BackwardWork<Real>& work, in
                  for (int m = 0; m < M; ++m) {
                    const int64_t u = (j * 4 + g) * W;
                    Real* to = p.dh0 + (b + m) * p.P + u;
-                   const Vec<Real> direct =
-                       p.cell == Cell::gru ? load(to, p.P - u) : Vec<Real>{};
+                   const Vec<Real> direct = p.cell == Cell::gru ? load(to, p.P - u) : Vec<Real>{};
                    store(to, direct + a.v[g][m], p.P - u);
                  }
              });

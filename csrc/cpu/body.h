@@ -1,7 +1,7 @@
 // The kernels' one body, compiled once per instruction set. The including file defines
-// GATEDRNN_NAMESPACE, GATEDRNN_VECTOR_BYTES and GATEDRNN_VECTOR_REGISTERS, and is compiled with that
-// instruction set's flags (setup.py). Everything here has internal linkage: a function that the
-// linker shared between instruction sets would run on machines that lack them.
+// GATEDRNN_NAMESPACE, GATEDRNN_VECTOR_BYTES and GATEDRNN_VECTOR_REGISTERS, and is compiled with
+// that instruction set's flags (setup.py). Everything here has internal linkage: a function that
+// the linker shared between instruction sets would run on machines that lack them.
 #include <cstdint>
 
 #include "kernels.h"
@@ -31,10 +31,10 @@ void tanh_array(const Real* x, Real* y, int64_t n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> table{
-    Simd<Real>::width, pack_rows<Real>,    pack_columns<Real>,  forward<Real>,    backward<Real>,
-    cell_forward<Real>, cell_backward<Real>, product_backward<Real>, sigmoid_array<Real>, tanh_array<Real>,
-    multiply_adds<Real>, read_all<Real>};
+constexpr Kernels<Real> table{Simd<Real>::width,   pack_rows<Real>,        pack_columns<Real>,
+                              forward<Real>,       backward<Real>,         cell_forward<Real>,
+                              cell_backward<Real>, product_backward<Real>, sigmoid_array<Real>,
+                              tanh_array<Real>,    multiply_adds<Real>,    read_all<Real>};
 
 }  // namespace
 

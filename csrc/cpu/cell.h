@@ -52,8 +52,7 @@ static void cell_forward(const CellForward<Real>& p, int64_t unit0, int64_t unit
       }
       const int64_t at = b * H + u;
       if (gru) {
-        const auto cell =
-            gru_gates(ax[0] + ah[0], ax[1] + ah[1], ax[2], ah[2], load(p.h + at, n));
+        const auto cell = gru_gates(ax[0] + ah[0], ax[1] + ah[1], ax[2], ah[2], load(p.h + at, n));
         store(p.h_next + at, cell.h, n);
         if (p.saved) {
           Real* saved = p.saved + b * 4 * H + u;
@@ -90,9 +89,9 @@ static void cell_backward(const CellBackward<Real>& p, int64_t unit0, int64_t un
       const Vec<Real> dh = p.dh ? load(p.dh + at, n) : Vec<Real>{};
       if (p.cell == Cell::gru) {
         const Real* saved = p.saved + b * 4 * H + u;
-        const auto d = gru_gates_backward(dh, load(saved, n), load(saved + H, n),
-                                          load(saved + 2 * H, n), load(saved + 3 * H, n),
-                                          load(p.h + at, n));
+        const auto d =
+            gru_gates_backward(dh, load(saved, n), load(saved + H, n), load(saved + 2 * H, n),
+                               load(saved + 3 * H, n), load(p.h + at, n));
         Real *dx = p.dgates_x + b * 3 * H + u, *dg = p.dgates_h + b * 3 * H + u;
         store(dx, d.da_r, n);
         store(dx + H, d.da_z, n);
@@ -104,9 +103,9 @@ static void cell_backward(const CellBackward<Real>& p, int64_t unit0, int64_t un
       } else {
         const Real* saved = p.saved + b * 5 * H + u;
         const Vec<Real> dc = p.dc ? load(p.dc + at, n) : Vec<Real>{};
-        const auto d = lstm_gates_backward(dh, dc, load(saved, n), load(saved + H, n),
-                                           load(saved + 2 * H, n), load(saved + 3 * H, n),
-                                           load(p.c + at, n), load(saved + 4 * H, n));
+        const auto d =
+            lstm_gates_backward(dh, dc, load(saved, n), load(saved + H, n), load(saved + 2 * H, n),
+                                load(saved + 3 * H, n), load(p.c + at, n), load(saved + 4 * H, n));
         Real* dx = p.dgates_x + b * 4 * H + u;
         store(dx, d.da_i, n);
         store(dx + H, d.da_f, n);
@@ -117,7 +116,7 @@ static void cell_backward(const CellBackward<Real>& p, int64_t unit0, int64_t un
     }
 }
 
-constexpr int64_t kSpan = 512;  // columns whose partial sums stay in L1
+constexpr int64_t kSpan = 512;    // columns whose partial sums stay in L1
 constexpr int64_t kStretch = 64;  // rows summed from zero before they join a's gradient
 
 // M sequences from the b-th on, R rows of the weights from the r-th on: a's gradient goes to `sums`
@@ -162,8 +161,7 @@ static void product_backward_group(const ProductBackward<Real>& p, int64_t b, in
     const int64_t r1 = min_of(p.N, r0 + kStretch);
     Real sums[M * kSpan] = {};
     int64_t r = r0;
-    for (; r + 4 <= r1; r += 4)
-      product_backward_rows<Real, M, 4>(p, b, r, column0, column1, sums);
+    for (; r + 4 <= r1; r += 4) product_backward_rows<Real, M, 4>(p, b, r, column0, column1, sums);
     for (; r < r1; ++r) product_backward_rows<Real, M, 1>(p, b, r, column0, column1, sums);
     const Real* before = r0 == 0 ? p.direct : p.da;
     for (int m = 0; p.da && m < M; ++m)

@@ -6,10 +6,10 @@
 
 namespace gatedrnn {
 
-#define GATEDRNN_DECLARE(set)         \
-  namespace set {                     \
-  extern const Kernels<float> f32;    \
-  extern const Kernels<double> f64;   \
+#define GATEDRNN_DECLARE(set)       \
+  namespace set {                   \
+  extern const Kernels<float> f32;  \
+  extern const Kernels<double> f64; \
   }
 #ifdef __x86_64__
 GATEDRNN_DECLARE(avx512)

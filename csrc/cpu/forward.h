@@ -68,8 +68,7 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
       out = cell.h;
     } else {
       const Real* c = row < s.carried ? p.c.at(s.previous, row) : p.c0 + row * H;
-      const auto cell =
-          lstm_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
+      const auto cell = lstm_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
       if (p.gates) {
         Real* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.i, n);
@@ -96,8 +95,7 @@ static void projection_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, in
   constexpr int W = Simd<Real>::width;
   const Forward<Real>& p = s.p;
   Tile<Real> a = {};
-  product<4>(a, {0, 1, 2, 3}, M, s.work.hidden + b * p.H, p.H, p.H,
-             s.work.w_hr + j * p.H * 4 * W);
+  product<4>(a, {0, 1, 2, 3}, M, s.work.hidden + b * p.H, p.H, p.H, s.work.w_hr + j * p.H * 4 * W);
   for (int m = 0; m < M; ++m)
     for (int g = 0; g < 4; ++g) {
       const int64_t u = (j * 4 + g) * W, row = b + m;
@@ -108,8 +106,8 @@ static void projection_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, in
 }
 
 // Calls tile(panel, row, M) for the part's panels and the rows [from, to), cut at `cut` because the
-// rows on either side of it have their state in different places. Tiles are as even as they can be: a
-// last one of few rows would wait for its weights.
+// rows on either side of it have their state in different places. Tiles are as even as they can be:
+// a last one of few rows would wait for its weights.
 template <int G, class Body>
 static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, int64_t to,
                   Body tile) {
@@ -131,7 +129,11 @@ static void forward(const Forward<Real>& p, const ForwardWork<Real>& work, int64
   for (int64_t k = 0; k < p.T; ++k) {
     const int64_t t = p.step(k), previous = k > 0 ? p.step(k - 1) : -1;
     const int64_t rows = min_of(row1, p.active(t));
-    ForwardStep<Real> s{p, work, t, previous, k > 0 ? min_of(rows, p.active(previous)) : row0,
+    ForwardStep<Real> s{p,
+                        work,
+                        t,
+                        previous,
+                        k > 0 ? min_of(rows, p.active(previous)) : row0,
                         k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
     const auto tile = [&](int64_t j, int64_t b, int M) { forward_tile(s, j, b, M); };
     if (p.cell == Cell::gru)

@@ -37,12 +37,12 @@ template <class Real>
 struct CellForward {
   Cell cell;
   int64_t B, I, H;
-  const Real *x, *h, *c;         // [B, I], [B, H], [B, H] (LSTM)
-  const Real *w_ih, *w_hh;       // [G*H, I], [G*H, H]
-  const Real *b_ih, *b_hh;       // [G*H] or null
-  const Real *gates_x, *gates_h; // [B, G*H] W_ih x + b_ih, W_hh h + b_hh; or null
-  Real *h_next, *c_next;         // [B, H]
-  Real* saved;                   // [B, 4H] GRU: r, z, n, q; [B, 5H] LSTM: i, f, g, o, tanh(c'); or null
+  const Real *x, *h, *c;          // [B, I], [B, H], [B, H] (LSTM)
+  const Real *w_ih, *w_hh;        // [G*H, I], [G*H, H]
+  const Real *b_ih, *b_hh;        // [G*H] or null
+  const Real *gates_x, *gates_h;  // [B, G*H] W_ih x + b_ih, W_hh h + b_hh; or null
+  Real *h_next, *c_next;          // [B, H]
+  Real* saved;  // [B, 4H] GRU: r, z, n, q; [B, 5H] LSTM: i, f, g, o, tanh(c'); or null
 };
 
 template <class Real>
@@ -50,15 +50,16 @@ struct CellBackward {
   Cell cell;
   int64_t B, H;
   const Real* saved;
-  const Real *h, *c;       // [B, H] the states before the step (GRU: h; LSTM: c)
-  const Real *dh, *dc;     // [B, H] or null: zero
-  Real *dgates_x;          // [B, G*H]
-  Real *dgates_h;          // [B, 3H] GRU: r, z, q
-  Real *dh_prev, *dc_prev; // [B, H] GRU: the direct part of dh; LSTM: dc
+  const Real *h, *c;        // [B, H] the states before the step (GRU: h; LSTM: c)
+  const Real *dh, *dc;      // [B, H] or null: zero
+  Real* dgates_x;           // [B, G*H]
+  Real* dgates_h;           // [B, 3H] GRU: r, z, q
+  Real *dh_prev, *dc_prev;  // [B, H] GRU: the direct part of dh; LSTM: dc
 };
 
-// What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that of
-// the weights, of the bias and of a. For few sequences, where calls of general products cost more.
+// What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that
+// of the weights, of the bias and of a. For few sequences, where calls of general products cost
+// more.
 template <class Real>
 struct ProductBackward {
   int64_t B, N, K;

@@ -5,9 +5,10 @@
 namespace gatedrnn {
 namespace {
 
-constexpr int kSpins = 2000;        // some microseconds; a partner that takes longer has lost its core
-constexpr int64_t kAlign = 16;      // elements: keeps every buffer on its own cache line
-constexpr int64_t kSerial = 32768;  // multiply-adds of a cell below which a second thread costs more
+constexpr int kSpins = 2000;    // some microseconds; a partner that takes longer has lost its core
+constexpr int64_t kAlign = 16;  // elements: keeps every buffer on its own cache line
+constexpr int64_t kSerial =
+    32768;  // multiply-adds of a cell below which a second thread costs more
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t aligned(int64_t n) { return ceil_div(n, kAlign) * kAlign; }
@@ -83,8 +84,7 @@ void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real
   const auto from = [&](int64_t n) { return n * part.begin / part.of; };
   const auto to = [&](int64_t n) { return n * part.end / part.of; };
   k.pack_rows(p.w_hh, p.P, G, p.H, p.H, W, work.w_hh, from(panels), to(panels));
-  if (work.w_ih)
-    k.pack_rows(p.w_ih, p.I, G, p.H, p.H, W, work.w_ih, from(panels), to(panels));
+  if (work.w_ih) k.pack_rows(p.w_ih, p.I, G, p.H, p.H, W, work.w_ih, from(panels), to(panels));
   if (work.w_hr) {
     const int64_t spans = ceil_div(p.P, 4 * W);
     k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
@@ -222,18 +222,18 @@ void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>
               [&](int64_t column0, int64_t column1) { k.product_backward(p, column0, column1); });
 }
 
-#define GATEDRNN_INSTANTIATE(Real)                                                               \
-  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
-  template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);        \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int, \
-                                  Real*, const Parallel&);                                       \
-  template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*,    \
-                                   int, Real*, const Parallel&);                                 \
-  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                \
-                                 const Parallel&);                                               \
-  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,              \
-                                  const Parallel&);                                              \
-  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,        \
+#define GATEDRNN_INSTANTIATE(Real)                                                                 \
+  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);            \
+  template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);          \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int,   \
+                                  Real*, const Parallel&);                                         \
+  template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*, int, \
+                                   Real*, const Parallel&);                                        \
+  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                  \
+                                 const Parallel&);                                                 \
+  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,                \
+                                  const Parallel&);                                                \
+  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,          \
                                      const Parallel&);
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)

@@ -1,5 +1,5 @@
-// What the machine can do at most, for the benchmarks: multiply-adds between registers, and reading.
-// Included inside the namespace of an instruction set.
+// What the machine can do at most, for the benchmarks: multiply-adds between registers, and
+// reading. Included inside the namespace of an instruction set.
 #pragma once
 
 // Independent chains in registers, as many as hide the latency; returns the multiply-adds done.

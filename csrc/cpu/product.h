@@ -20,6 +20,9 @@ constexpr int kRows = 12 / G;
 #endif
 constexpr int kMaxRows = kRows<3>;
 constexpr int64_t kBlock = 256;
+// How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
+// costs a fifth of the speed where the weights come from beyond L2.
+constexpr int64_t kAhead = 32;
 
 template <class Real>
 struct Tile {
@@ -38,7 +41,10 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       const Real* row = panel + k * G * W;
       Vec<Real> w[G];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) w[g] = load(row + g * W);
+      for (int g = 0; g < G; ++g) {
+        __builtin_prefetch(row + (kAhead * G + g) * W);
+        w[g] = load(row + g * W);
+      }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const Vec<Real> am = Vec<Real>{} + a[m * lda + k];

@@ -96,8 +96,8 @@ inline Vec<Real> sigmoid_of(Vec<Real> x) {
   return 1 / (1 + (1 + e.fraction) * e.scale);  // in this order, as the scale may be infinite
 }
 
-// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps its relative precision down to 0; then x's
-// sign, that of a zero included.
+// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps its relative precision down to 0; then
+// x's sign, that of a zero included.
 template <class Real>
 inline Vec<Real> tanh_of(Vec<Real> x) {
   using S = Simd<Real>;
