@@ -112,6 +112,27 @@ Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensors& weig
 
 // ---- a layer, forward ---------------------------------------------------------------------------
 
+// W_ih x of all steps, (T, B, G*H), without bias. Steps or sequences are the outer rows, whichever
+// are fewer.
+template <class Real>
+Tensor input_projection(const Layer& l, int d) {
+  const int64_t N = l.G * l.H;
+  const Tensor out = empty(l.x, l.rows_of(N));
+  const Tensor workspace = empty(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
+  const Rows<const Real> x = l.input<Real>();
+  const Rows<Real> y = l.at(writable<Real>(out), N);
+  Multiply<Real> p{1, l.N, l.I, N, x.data, 0, x.row, nullptr, y.data, 0, y.row};
+  if (!l.packed() && x.step != l.B * x.row) {
+    if (l.B < l.T)
+      p = {l.B, l.T, l.I, N, x.data, x.row, x.step, nullptr, y.data, y.row, y.step};
+    else
+      p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row};
+  }
+  const Real* w = pointer<Real>(l.w_ih(d));
+  multiply_cpu<Real>(instruction_set(), p, &w, 1, true, writable<Real>(workspace), torch_threads());
+  return out;
+}
+
 struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
 };
@@ -141,7 +162,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
     if (plan.project_first) {
-      projected[d] = linear(x, l.w_ih(d), std::nullopt);
+      projected[d] = input_projection<Real>(l, d);
       p[d].projected = l.at<const Real>(pointer<Real>(projected[d]), l.G * l.H);
     } else {
       p[d].x = l.input<Real>();
@@ -217,41 +238,71 @@ Tensor packed_previous(const Layer& l, const Tensor& y, const Tensor& h0, int d)
   return previous;
 }
 
-// Fewer columns than these on the right of a product and MKL is slow: eight times with five.
-constexpr int64_t kFewColumns = 64;
-
-// a^T b, [columns of a, columns of b].
-Tensor outer_sum(const Tensor& a, const Tensor& b) {
-  if (b.size(1) >= kFewColumns) return mm(transposed(a), b);
-  return contiguous_of(transposed(mm(transposed(b), a)));
-}
-
-// a += b, of the same shape.
+// The sums over all steps and sequences that make up the weights' gradients.
 template <class Real>
-void add_into(const Tensor& a, const Tensor& b) {
-  Real* to = writable<Real>(a);
-  const Real* from = pointer<Real>(b);
-  torch::stable::parallel_for(0, a.numel(), 1 << 15, [=](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) to[k] += from[k];
-  });
-}
+class Sums {
+ public:
+  Sums(const Layer& l, const Tensor& like)
+      : l_(l),
+        parallel_(torch_threads()),
+        workspace_(empty(like, {parallel_.threads * kSumScratch})) {}
 
-// The gradient of W_hh, [rows of w_hh, P]: sum over steps of da(t)^T h(t - 1), for the columns of
-// `da` [N, ...] that see the state.
+  // sum over rows of a^T b, [M, N], into the rows of `out` from `first` on. The rows of both are
+  // those of the layer's input, or of `count` steps of it.
+  void add(Rows<const Real> a, int64_t M, Rows<const Real> b, int64_t N, const Tensor& out,
+           int64_t first, int64_t count, bool accumulate) const {
+    const int64_t batch = l_.packed() ? l_.N : l_.B;
+    outer_sum_cpu<Real>(instruction_set(),
+                        {count * batch, M, N, batch, unpacked(a), unpacked(b),
+                         writable<Real>(out) + first * N, N, 1, accumulate},
+                        writable<Real>(workspace_), parallel_);
+  }
+
+  // The rows of W_hh's gradient from `first` on: sum over steps of da(t)^T h(t - 1). The rows of y
+  // are the states of all steps but the first, one step late; h0 is that of the first.
+  void add_recurrent(Rows<const Real> da, int64_t M, const Tensor& y, const Tensor& h0, int d,
+                     const Tensor& out, int64_t first) const {
+    if (l_.packed()) {
+      const Tensor previous = packed_previous<Real>(l_, y, h0, d);
+      return add(da, M, l_.at(pointer<Real>(previous), l_.P), l_.P, out, first, 1, false);
+    }
+    const bool reverse = d == 1;
+    const Rows<const Real> states = l_.at(pointer<Real>(y), l_.D * l_.P, d * l_.P);
+    const Rows<const Real> initial = l_.at(pointer<Real>(h0) + d * l_.B * l_.P, l_.P);
+    add(from_step(da, reverse ? l_.T - 1 : 0), M, initial, l_.P, out, first, 1, false);
+    if (l_.T > 1)
+      add(from_step(da, reverse ? 0 : 1), M, from_step(states, reverse ? 1 : 0), l_.P, out, first,
+          l_.T - 1, true);
+  }
+
+ private:
+  static Rows<const Real> from_step(Rows<const Real> rows, int64_t t) {
+    rows.data += t * rows.step;
+    return rows;
+  }
+  // Packed rows follow each other whatever their step: they are summed as one step of N sequences.
+  static Rows<const Real> unpacked(Rows<const Real> rows) {
+    rows.offsets = nullptr;
+    return rows;
+  }
+
+  const Layer& l_;
+  const Parallel parallel_;
+  const Tensor workspace_;
+};
+
+// The gradient of x, from all directions' input-side gates at once.
 template <class Real>
-Tensor recurrent_weight_gradient(const Layer& l, const Tensor& da, const Tensor& y,
-                                 const Tensor& h0, int d) {
-  if (l.packed()) return outer_sum(da, packed_previous<Real>(l, y, h0, d));
-  const int64_t later = (l.T - 1) * l.B, B = l.B;
-  const bool reverse = d == 1;
-  const Tensor states = columns(torch::stable::view(y, {l.N, l.D * l.P}), d * l.P, l.P);
-  const Tensor initial = torch::stable::select(h0, 0, d);
-  const Tensor first = outer_sum(rows(da, reverse ? later : 0, B), initial);
-  if (l.T == 1) return first;
-  const Tensor others =
-      outer_sum(rows(da, reverse ? 0 : B, later), rows(states, reverse ? B : 0, later));
-  add_into<Real>(others, first);
-  return others;
+Tensor input_gradient(const Layer& l, const Tensor& dgates) {
+  const int64_t K = l.D * l.G * l.H, width = dgates.size(1);
+  const Tensor dx = empty(dgates, l.rows_of(l.I));
+  const Tensor workspace = empty(dgates, {multiply_workspace<Real>(instruction_set(), K, l.I)});
+  const Real* w[2] = {pointer<Real>(l.w_ih(0)), l.D == 2 ? pointer<Real>(l.w_ih(1)) : nullptr};
+  multiply_cpu<Real>(
+      instruction_set(),
+      {1, l.N, K, l.I, pointer<Real>(dgates), 0, width, nullptr, writable<Real>(dx), 0, l.I}, w,
+      l.D, false, writable<Real>(workspace), torch_threads());
+  return dx;
 }
 
 template <class Real>
@@ -305,36 +356,36 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
                        writable<Real>(workspace), parallel);
   }
 
-  if (need_input) {
-    const Tensor w = D == 1 ? l.w_ih(0) : cat({l.w_ih(0), l.w_ih(1)}, 0);
-    out.dx = torch::stable::view(mm(columns(dgates, 0, D * G * H), w), l.rows_of(l.I));
-  } else {
-    out.dx = empty(y, {0});
-  }
+  out.dx = need_input && l.B > 0 ? input_gradient<Real>(l, dgates)
+                                 : empty(y, need_input ? l.rows_of(l.I) : std::vector<int64_t>{0});
   if (!need_weights) return out;
-  const Tensor x = torch::stable::reshape(l.x, {l.N, l.I});
+  const Sums<Real> sums(l, y);
   const Tensor bias_sums = l.bias ? torch::stable::sum(dgates, std::vector<int64_t>{0}) : Tensor();
+  const auto gates_at = [&](int64_t column) { return l.at(pointer<Real>(dgates), width, column); };
+  // An empty batch leaves nothing to add: its gradients are zero.
+  const auto gradient = [&](const std::vector<int64_t>& sizes) {
+    return l.B > 0 ? empty(y, sizes) : torch::stable::new_zeros(y, sizes);
+  };
+  const int64_t steps = l.packed() ? 1 : l.T;
   for (int d = 0; d < D; ++d) {
-    const Tensor da = columns(dgates, d * G * H, G * H);
-    const Tensor dq = lstm ? da : columns(dgates, D * G * H + d * H, H);
-    out.dweights.push_back(outer_sum(da, x));
-    if (lstm) {
-      out.dweights.push_back(recurrent_weight_gradient<Real>(l, da, y, h0, d));
-    } else {
-      out.dweights.push_back(
-          cat({recurrent_weight_gradient<Real>(l, columns(da, 0, 2 * H), y, h0, d),
-               recurrent_weight_gradient<Real>(l, dq, y, h0, d)},
-              0));
-    }
+    const int64_t da = d * G * H, dq = D * G * H + d * H;  // columns of dgates
+    const Tensor dw_ih = gradient({G * H, l.I}), dw_hh = gradient({G * H, P});
+    sums.add(gates_at(da), G * H, l.input<Real>(), l.I, dw_ih, 0, steps, false);
+    sums.add_recurrent(gates_at(da), lstm ? 4 * H : 2 * H, y, h0, d, dw_hh, 0);
+    if (!lstm) sums.add_recurrent(gates_at(dq), H, y, h0, d, dw_hh, 2 * H);
+    out.dweights.insert(out.dweights.end(), {dw_ih, dw_hh});
     if (l.bias) {
-      const Tensor input_side = rows(bias_sums, d * G * H, G * H);
+      const Tensor input_side = rows(bias_sums, da, G * H);
       out.dweights.push_back(torch::stable::clone(input_side));
-      out.dweights.push_back(
-          lstm ? torch::stable::clone(input_side)
-               : cat({rows(input_side, 0, 2 * H), rows(bias_sums, D * G * H + d * H, H)}, 0));
+      out.dweights.push_back(lstm ? torch::stable::clone(input_side)
+                                  : cat({rows(input_side, 0, 2 * H), rows(bias_sums, dq, H)}, 0));
     }
-    if (l.projected)
-      out.dweights.push_back(outer_sum(columns(dh, d * P, P), columns(hidden, d * H, H)));
+    if (l.projected) {
+      const Tensor dw_hr = gradient({P, H});
+      sums.add(l.at(pointer<Real>(dh), D * P, d * P), P, l.at(pointer<Real>(hidden), D * H, d * H),
+               H, dw_hr, 0, steps, false);
+      out.dweights.push_back(dw_hr);
+    }
   }
   return out;
 }

@@ -169,14 +169,14 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const Tensor& dh, const Tensor& x,
+std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const OptionalTensor& dh, const Tensor& x,
                                                           const Tensor& h, const Tensor& w_ih,
                                                           const Tensor& w_hh, bool bias,
                                                           const Tensor& saved, bool need_input,
                                                           bool need_weights) {
   const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, std::nullopt, std::nullopt);
   check(saved, "saved", x.scalar_type(), {s.B, 4 * s.H});
-  check(dh, "dh", x.scalar_type(), {s.B, s.H});
+  if (dh) check(*dh, "dh", x.scalar_type(), {s.B, s.H});
   const auto run = x.scalar_type() == ScalarType::Float ? backward<float> : backward<double>;
   StepGradients g = run(s, dh, std::nullopt, x, h, std::nullopt, w_ih, w_hh, bias, saved,
                         need_input, need_weights);
@@ -206,7 +206,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
       "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
       "bool train) -> (Tensor h_next, Tensor saved)");
   m.def(
-      "gru_cell_backward(Tensor dh, Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, bool bias, "
+      "gru_cell_backward(Tensor? dh, Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, bool bias, "
       "Tensor saved, bool need_input, bool need_weights) -> "
       "(Tensor dx, Tensor dh_prev, Tensor[] dweights)");
   m.def(

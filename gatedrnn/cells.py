@@ -27,6 +27,13 @@ class _Cell(RNNCellBase):
             refuse_qconfig(self, value)
         super().__setattr__(name, value)
 
+    def _weights(self) -> Any:
+        own = self._parameters
+        try:  # spelled out, not looped over: a step takes little longer than its calls
+            return own["weight_ih"], own["weight_hh"], own["bias_ih"], own["bias_hh"]
+        except KeyError:  # one is parametrized, or set by a hook
+            return tensors_by_name(self, _NAMES)
+
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)
 
@@ -83,7 +90,7 @@ class GRUCell(_Cell):
         """Make one step; shapes and errors stand in the class's docstring."""
         if isinstance(input, Proxy):
             return fx_call(self, input, hx)
-        return functional.gru_cell(input, hx, *tensors_by_name(self, _NAMES))
+        return functional.gru_cell(input, hx, *self._weights())
 
 
 class LSTMCell(_Cell):
@@ -141,4 +148,4 @@ class LSTMCell(_Cell):
         """Make one step; shapes and errors stand in the class's docstring."""
         if isinstance(input, Proxy):
             return fx_call(self, input, hx)
-        return functional.lstm_cell(input, hx, *tensors_by_name(self, _NAMES))
+        return functional.lstm_cell(input, hx, *self._weights())

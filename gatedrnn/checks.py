@@ -4,9 +4,10 @@ Types and texts are torch.nn's wherever it refuses the same thing. Sizes are nam
 functional.py. Nothing here reads a tensor's values, except the lengths of a PackedSequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -26,7 +27,8 @@ class Sizes(NamedTuple):
     widths: tuple[int, ...]  # of the states
     stems: tuple[str, ...]  # names of the weights of one layer and direction
     shapes: tuple[tuple[int, ...], ...]  # one for every weight
-    groups: tuple[tuple[int, ...], ...]  # per layer the weights that ops takes; -1: there is none
+    # Per layer: (*weights, None) -> what ops takes, None for the weights that are not there.
+    groups: tuple[Callable[[tuple[Tensor | None, ...]], tuple[Tensor | None, ...]], ...]
 
 
 def sizes(
@@ -78,10 +80,12 @@ def _make_sizes(
         tuple(stem for stem, _ in present),
         directions * group + (layers - 1) * directions * above,
         tuple(
-            tuple(
-                p if p < 0 else p + each * (layer * directions + d)
-                for d in range(directions)
-                for p in places
+            itemgetter(
+                *(
+                    p if p < 0 else p + each * (layer * directions + d)
+                    for d in range(directions)
+                    for p in places
+                )
             )
             for layer in range(layers)
         ),
@@ -195,16 +199,16 @@ def fit(
     sizes: Sizes,
     batch: int,
 ) -> bool:
-    """Whether check_tensors has nothing to refuse: the common case, found out at the least cost."""
+    """Whether check_tensors has nothing to refuse, found out at the least cost."""
     dtype, device = x.dtype, x.device
     if x.shape[-1] != sizes.features or len(weights) != len(sizes.shapes):
         return False
-    for w, shape in zip(weights, sizes.shapes, strict=True):
+    for w, shape in zip(weights, sizes.shapes):  # noqa: B905 (strict takes time)
         if w is None or w.shape != shape or w.dtype is not dtype or w.device != device:
             return False
     if states is not None:
         rows = sizes.layers * sizes.directions
-        for s, width in zip(states, sizes.widths, strict=True):
+        for s, width in zip(states, sizes.widths):  # noqa: B905
             if s.dim() != 3 or s.shape != (rows, batch, width):
                 return False
             if s.dtype is not dtype or s.device != device:
@@ -291,28 +295,30 @@ def step_fits(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> bool:
-    """Whether a step has a batch and check_cell nothing to refuse, found out at the least cost."""
+    """Whether a step has a batch and check_cell nothing to refuse, found out quickly."""
     if x.dim() != 2 or h.dim() != 2:
         return False
-    dtype, device, shape = x.dtype, x.device, h.shape
     batch, features = x.shape
-    hidden = shape[1]
+    hidden = h.shape[1]
     rows = gates * hidden
+    dtype, device = x.dtype, x.device
     return (
-        shape[0] == batch
+        h.shape == (batch, hidden)
         and w_ih.shape == (rows, features)
         and w_hh.shape == (rows, hidden)
         and dtype is h.dtype is w_ih.dtype is w_hh.dtype
         and device == h.device == w_ih.device == w_hh.device
         and (
-            b_ih is None
-            or (b_ih.shape == (rows,) and b_ih.dtype is dtype and b_ih.device == device)
+            b_ih.shape == b_hh.shape == (rows,)
+            and dtype is b_ih.dtype is b_hh.dtype
+            and device == b_ih.device == b_hh.device
+            if b_ih is not None and b_hh is not None
+            else b_ih is b_hh
         )
         and (
-            b_hh is None
-            or (b_hh.shape == (rows,) and b_hh.dtype is dtype and b_hh.device == device)
+            c is None
+            or (c.shape == (batch, hidden) and c.dtype is dtype and c.device == device)
         )
-        and (c is None or (c.shape == shape and c.dtype is dtype and c.device == device))
     )
 
 

@@ -111,7 +111,7 @@ def _gru_cell_forward(
 
 @_fake("gru_cell_backward")
 def _gru_cell_backward(
-    dh: Tensor,
+    dh: Tensor | None,
     x: Tensor,
     h: Tensor,
     w_ih: Tensor,

@@ -22,6 +22,7 @@ from . import checks, ops
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
 
+_any_autocast = torch._C._is_any_autocast_enabled
 _AUTOCAST_DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16))
 
 
@@ -196,7 +197,7 @@ def gru_cell(
     if (
         hx is not None
         and checks.step_fits(3, input, hx, None, w_ih, w_hh, b_ih, b_hh)
-        and not torch._C._is_any_autocast_enabled()
+        and not _any_autocast()
     ):
         return ops.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     states = None if hx is None else (hx,)
@@ -237,7 +238,7 @@ def lstm_cell(
     if (
         states is not None
         and checks.step_fits(4, input, *states, w_ih, w_hh, b_ih, b_hh)
-        and not torch._C._is_any_autocast_enabled()
+        and not _any_autocast()
     ):
         return ops.lstm_cell(input, *states, w_ih, w_hh, b_ih, b_hh)
     h, c = _run_cell("LSTMCell", ops.lstm_cell, input, states, w_ih, w_hh, b_ih, b_hh)
@@ -297,10 +298,10 @@ def _run(
     batch_first: bool,
 ) -> tuple[Any, tuple[Tensor, ...]]:
     """Check, bring everything into time-major order, run the layers, and undo the order."""
-    packed = isinstance(input, PackedSequence)
-    unbatched = False
+    packed = unbatched = False
     batch_sizes = order = inverse = None
-    if packed:
+    if isinstance(input, PackedSequence):
+        packed = True
         x, batch_sizes, order, inverse = input
         batch = checks.packed_batch(x, batch_sizes, order, inverse, states)
     elif input.dim() == 3 and not input.is_nested:
@@ -313,7 +314,7 @@ def _run(
         states = states and tuple(s.unsqueeze(1) for s in states)
 
     dtype = None
-    if torch._C._is_any_autocast_enabled():
+    if _any_autocast():
         dtype = _autocast_dtype(x, states, weights)
     if dtype is not None:
         x = x.to(dtype)
@@ -362,18 +363,19 @@ def _stack(
     dropout: float,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run the layers one after the other, with dropout between them, on time-major tensors."""
-    slots = [*weights, None]
+    slots = (*weights, None)
     if sizes.layers == 1:
-        y, *last = layer(x, *states, [slots[k] for k in sizes.groups[0]], batch_sizes)
-        return y, tuple(last)
-    y, finals = x, []
+        results = layer(x, *states, sizes.groups[0](slots), batch_sizes)
+        return results[0], results[1:]
+    y = x
+    finals: list[tuple[Tensor, ...]] = []
     initial = zip(*(s.split(sizes.directions) for s in states), strict=True)
     for group, states_in in zip(sizes.groups, initial, strict=True):
         # torch's CPU masks: one draw per inner layer, over its time-major or packed output.
         if finals and dropout != 0:
             y = torch.dropout(y, dropout, True)
-        y, *last = layer(y, *states_in, [slots[k] for k in group], batch_sizes)
-        finals.append(last)
+        y, *last = layer(y, *states_in, group(slots), batch_sizes)
+        finals.append(tuple(last))
     return y, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
 
 
@@ -389,7 +391,7 @@ def _run_cell(
 ) -> tuple[Tensor, ...]:
     """Check one step of a cell, give it a batch if it has none, and run it."""
     dtype = None
-    if torch._C._is_any_autocast_enabled():
+    if _any_autocast():
         dtype = _autocast_dtype(input, states, (w_ih, w_hh, b_ih, b_hh))
     if dtype is not None:
         input = input.to(dtype)

@@ -16,6 +16,7 @@ namespace {
 #include "pack.h"
 #include "forward.h"
 #include "backward.h"
+#include "gemm.h"
 #include "cell.h"
 #include "limits.h"
 
@@ -31,10 +32,11 @@ void tanh_array(const Real* x, Real* y, int64_t n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> table{Simd<Real>::width,   pack_rows<Real>,        pack_columns<Real>,
-                              forward<Real>,       backward<Real>,         cell_forward<Real>,
-                              cell_backward<Real>, product_backward<Real>, sigmoid_array<Real>,
-                              tanh_array<Real>,    multiply_adds<Real>,    read_all<Real>};
+constexpr Kernels<Real> table{Simd<Real>::width,      pack_rows<Real>,     pack_columns<Real>,
+                              forward<Real>,          backward<Real>,      multiply<Real>,
+                              outer_sum<Real>,        cell_forward<Real>,  cell_backward<Real>,
+                              product_backward<Real>, sigmoid_array<Real>, tanh_array<Real>,
+                              multiply_adds<Real>,    read_all<Real>};
 
 }  // namespace
 

@@ -57,6 +57,37 @@ struct CellBackward {
   Real *dh_prev, *dc_prev;  // [B, H] GRU: the direct part of dh; LSTM: dc
 };
 
+// c = a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its own,
+// so that a batch-first input needs no copy.
+template <class Real>
+struct Multiply {
+  int64_t outer, inner, K, N;
+  const Real* a;
+  int64_t a_outer, a_inner;
+  const Real* panels;  // of w [K, N]: [ceil(N / 4W)][K][4][W]
+  Real* c;
+  int64_t c_outer, c_inner;
+};
+
+// c (+)= a^T b, a sum over all K rows (steps and sequences): the weights' gradients. Row k is that
+// of step k / batch and sequence k % batch.
+template <class Real>
+struct OuterSum {
+  int64_t K, M, N, batch;
+  Rows<const Real> a;  // [K, M]
+  Rows<const Real> b;  // [K, N]
+  Real* c;             // [M, N]
+  int64_t c_row, c_column;
+  bool accumulate;
+};
+
+constexpr int64_t kRowBlock = 96;     // rows of a that stay in L2 while all of w passes (multiply)
+constexpr int64_t kSumChunk = 256;    // rows of a long sum that are packed at a time (outer_sum)
+constexpr int64_t kSumColumns = 256;  // columns of b packed with them
+constexpr int64_t kSumScratch = kSumChunk * (kSumColumns + 8);  // elements an outer_sum needs
+
+inline int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
+
 // What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that
 // of the weights, of the bias and of a. For few sequences, where calls of general products cost
 // more.
@@ -77,12 +108,16 @@ struct Kernels {
   int width;  // W
   void (*pack_rows)(const Real* w, int64_t K, int G, int64_t units, int64_t gate_stride,
                     int64_t panel_stride, Real* panels, int64_t panel0, int64_t panel1);
-  void (*pack_columns)(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel0,
-                       int64_t panel1);
+  void (*pack_columns)(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel_rows,
+                       int64_t panel0, int64_t panel1);
   void (*forward)(const Forward<Real>&, const ForwardWork<Real>&, int64_t row0, int64_t row1,
                   const Part&);
   void (*backward)(const Backward<Real>&, const BackwardWork<Real>&, int64_t row0, int64_t row1,
                    const Part&);
+  // Blocks are counted over outer * row_blocks(inner).
+  void (*multiply)(const Multiply<Real>&, int64_t block0, int64_t block1);
+  void (*outer_sum)(const OuterSum<Real>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                    Real* scratch);
   void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
   void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
   void (*product_backward)(const ProductBackward<Real>&, int64_t column0, int64_t column1);

@@ -1,6 +1,8 @@
 #include "layer.h"
 
+#include <algorithm>
 #include <thread>
+#include <utility>
 
 namespace gatedrnn {
 namespace {
@@ -96,10 +98,11 @@ template <class Real>
 void pack(const Kernels<Real>& k, const Backward<Real>& p, const BackwardWork<Real>& work,
           const Part& part) {
   const int64_t W = k.width, spans = ceil_div(p.P, 4 * W), hidden = ceil_div(p.H, 4 * W);
-  k.pack_columns(p.w_hh, gates_of(p.cell) * p.H, p.P, work.w_hh, spans * part.begin / part.of,
+  const int64_t K = gates_of(p.cell) * p.H;
+  k.pack_columns(p.w_hh, K, p.P, work.w_hh, K, spans * part.begin / part.of,
                  spans * part.end / part.of);
   if (work.w_hr)
-    k.pack_columns(p.w_hr, p.P, p.H, work.w_hr, hidden * part.begin / part.of,
+    k.pack_columns(p.w_hr, p.P, p.H, work.w_hr, p.P, hidden * part.begin / part.of,
                    hidden * part.end / part.of);
 }
 
@@ -198,6 +201,55 @@ void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
 }
 
 template <class Real>
+int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N) {
+  const int64_t span = 4 * kernels_of<Real>(set).width;
+  return ceil_div(N, span) * K * span;
+}
+
+template <class Real>
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* const* w, int count,
+                  bool transposed, Real* workspace, const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  const int64_t span = 4 * k.width, panels = ceil_div(p.N, span), rows = p.K / count;
+  parallel(panels, [&](int64_t begin, int64_t end) {
+    if (transposed)
+      k.pack_rows(w[0], p.K, 4, p.N, k.width, span, workspace, begin, end);
+    else
+      for (int i = 0; i < count; ++i)
+        k.pack_columns(w[i], rows, p.N, workspace + i * rows * span, p.K, begin, end);
+  });
+  p.panels = workspace;
+  parallel(p.outer * row_blocks(p.inner),
+           [&](int64_t begin, int64_t end) { k.multiply(p, begin, end); });
+}
+
+template <class Real>
+void outer_sum_cpu(const InstructionSet& set, OuterSum<Real> p, Real* workspace,
+                   const Parallel& parallel) {
+  const Kernels<Real>& k = kernels_of<Real>(set);
+  const int64_t span = 4 * k.width, tile = 12;  // columns of b, of a: whole tiles for every set
+  if (p.N < span && p.M > p.N) {
+    // Few columns would leave most lanes empty: the other way round they are the tile's rows.
+    std::swap(p.a, p.b);
+    std::swap(p.M, p.N);
+    std::swap(p.c_row, p.c_column);
+  }
+  const int64_t wide = ceil_div(p.N, span), tall = ceil_div(p.M, tile);
+  const bool by_rows = tall >= wide;
+  const int64_t parts = std::min<int64_t>(parallel.threads, by_rows ? tall : wide);
+  parallel(parts, [&](int64_t begin, int64_t end) {
+    Real* scratch = workspace + begin * kSumScratch;
+    const auto cut = [&](int64_t n, int64_t all, int64_t step) {
+      return std::min(all, ceil_div(all, step) * n / parts * step);
+    };
+    if (by_rows)
+      k.outer_sum(p, cut(begin, p.M, tile), cut(end, p.M, tile), 0, p.N, scratch);
+    else
+      k.outer_sum(p, 0, p.M, cut(begin, p.N, span), cut(end, p.N, span), scratch);
+  });
+}
+
+template <class Real>
 void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,
                       const Parallel& parallel) {
   const Kernels<Real>& k = kernels_of<Real>(set);
@@ -225,10 +277,14 @@ void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>
 #define GATEDRNN_INSTANTIATE(Real)                                                                 \
   template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);            \
   template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);          \
+  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);              \
   template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int,   \
                                   Real*, const Parallel&);                                         \
   template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*, int, \
                                    Real*, const Parallel&);                                        \
+  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Real* const*, int, bool, \
+                             Real*, const Parallel&);                                              \
+  template void outer_sum_cpu(const InstructionSet&, OuterSum<Real>, Real*, const Parallel&);      \
   template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                  \
                                  const Parallel&);                                                 \
   template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,                \

@@ -24,6 +24,19 @@ void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
                         const Backward<Real>* directions, int D, Real* workspace,
                         const Parallel& parallel);
 
+// p.c = p.a w, with w [K, N] made of `count` matrices one under the other, or, if `transposed`,
+// given as one [N, K]. The workspace takes its panels.
+template <class Real>
+int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N);
+template <class Real>
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* const* w, int count,
+                  bool transposed, Real* workspace, const Parallel& parallel);
+
+// The workspace takes kSumScratch elements a thread.
+template <class Real>
+void outer_sum_cpu(const InstructionSet& set, OuterSum<Real> p, Real* workspace,
+                   const Parallel& parallel);
+
 template <class Real>
 void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,
                       const Parallel& parallel);

@@ -50,16 +50,17 @@ static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t ga
   }
 }
 
-// Backward panels: the product runs over the rows of w [K, N], so columns become lanes.
+// Backward panels: the product runs over the rows of w [K, N], so columns become lanes. Panels may
+// have more rows than w, for several matrices one under the other: panel_rows.
 template <class Real>
-static void pack_columns(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel0,
-                         int64_t panel1) {
+static void pack_columns(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel_rows,
+                         int64_t panel0, int64_t panel1) {
   constexpr int W = Simd<Real>::width, span = 4 * W;
   for (int64_t j = panel0; j < panel1; ++j)
     for (int64_t k = 0; k < K; ++k)
       for (int g = 0; g < 4; ++g) {
         const int64_t column = j * span + g * W;
         const Vec<Real> v = column < N ? load(w + k * N + column, N - column) : Vec<Real>{};
-        store(panels + (j * K + k) * span + g * W, v);
+        store(panels + (j * panel_rows + k) * span + g * W, v);
       }
 }

@@ -19,7 +19,7 @@ template <int G>
 constexpr int kRows = 12 / G;
 #endif
 constexpr int kMaxRows = kRows<3>;
-constexpr int64_t kBlock = 256;
+constexpr int64_t kBlock = 64;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
 // costs a fifth of the speed where the weights come from beyond L2.
 constexpr int64_t kAhead = 32;
@@ -29,8 +29,9 @@ struct Tile {
   Vec<Real> v[4][kMaxRows];  // pre-activations: one vector of units per gate and row
 };
 
-// tile.v[to[g]][m] += sum over k of a[m * lda + k] * panel[k][g], m < M
-template <class Real, int M, int G>
+// tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M. The rows of a are lda apart, or,
+// if packed, its columns are: a[k][kRows<G>].
+template <class Real, int M, int G, bool packed = false>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Real* panel) {
   constexpr int W = Simd<Real>::width;
@@ -47,7 +48,7 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec<Real> am = Vec<Real>{} + a[m * lda + k];
+        const Vec<Real> am = Vec<Real>{} + (packed ? a[k * kRows<G> + m] : a[m * lda + k]);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) acc[m][g] += am * w[g];
       }

@@ -13,7 +13,7 @@ struct Simd<float> {
   typedef int32_t Int __attribute__((vector_size(GATEDRNN_VECTOR_BYTES)));
   static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_hi = 0x1.62ep-1f, ln2_lo = 0x1.0bfbe8p-15f;  // hi * n is exact
-  static constexpr float largest = 89.f, flat = 20.f;
+  static constexpr float largest = 88.f, flat = 40.f;
   static constexpr int mantissa = 23, bias = 127, terms = 7;
 };
 
@@ -24,7 +24,7 @@ struct Simd<double> {
   typedef int64_t Int __attribute__((vector_size(GATEDRNN_VECTOR_BYTES)));
   static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double ln2_hi = 0x1.62e42fefa0000p-1, ln2_lo = 0x1.cf79abc9e3b3ap-40;
-  static constexpr double largest = 710., flat = 40.;
+  static constexpr double largest = 709., flat = 80.;
   static constexpr int mantissa = 52, bias = 1023, terms = 13;
 };
 
@@ -86,28 +86,39 @@ inline ExpParts<Real> exp_parts(Vec<Real> x) {
 }
 
 template <class Real>
-inline Vec<Real> sigmoid_of(Vec<Real> x) {
-  using S = Simd<Real>;
-  // Beyond these bounds e^-x is 0 beside 1, or infinite; a NaN passes both comparisons by.
-  Vec<Real> y = -x;
-  y = y > S::largest ? Vec<Real>{} + S::largest : y;
-  y = y < -S::flat * 2 ? Vec<Real>{} - S::flat * 2 : y;
-  const auto e = exp_parts<Real>(y);
-  return 1 / (1 + (1 + e.fraction) * e.scale);  // in this order, as the scale may be infinite
+inline Vec<Real> magnitude(Vec<Real> x, typename Simd<Real>::Int& sign) {
+  using Int = typename Simd<Real>::Int;
+  sign = reinterpret_cast<Int>(x) & reinterpret_cast<Int>(-Vec<Real>{});
+  return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(x) ^ sign);
 }
 
-// tanh |x| = m / (m + 2) with m = e^2|x| - 1, which keeps its relative precision down to 0; then
-// x's sign, that of a zero included.
+// From e = e^-|x|: e / (1 + e) below 0, and 1 minus that above, where it is small and its error
+// too.
+template <class Real>
+inline Vec<Real> sigmoid_of(Vec<Real> x) {
+  using S = Simd<Real>;
+  typename S::Int sign;
+  Vec<Real> y = magnitude<Real>(x, sign);
+  y = y > S::largest ? Vec<Real>{} + S::largest : y;  // there 2^n becomes 0; a NaN passes by
+  const auto p = exp_parts<Real>(-y);
+  const Vec<Real> e = p.scale * p.fraction + p.scale;
+  const Vec<Real> s = e / (1 + e);
+  return x > 0 ? 1 - s : s;
+}
+
+// From m = e^2|x| - 1: m / (m + 2) near 0, which keeps the relative precision, and 1 - 2 / (m + 2)
+// beyond, which loses nothing close to 1; then x's sign, that of a zero included.
 template <class Real>
 inline Vec<Real> tanh_of(Vec<Real> x) {
   using S = Simd<Real>;
   using Int = typename S::Int;
-  const Int sign = reinterpret_cast<Int>(x) & reinterpret_cast<Int>(-Vec<Real>{});
-  Vec<Real> y = 2 * reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(x) ^ sign);
-  y = y > S::flat * 2 ? Vec<Real>{} + S::flat * 2 : y;
+  Int sign;
+  Vec<Real> y = 2 * magnitude<Real>(x, sign);
+  y = y > S::flat ? Vec<Real>{} + S::flat : y;
   const auto e = exp_parts<Real>(y);
   const Vec<Real> m = e.scale * e.fraction + (e.scale - 1);
-  return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(m / (m + 2)) | sign);
+  const Vec<Real> t = (m > 2 ? Vec<Real>{} + 2 : m) / (m + 2);
+  return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(m > 2 ? 1 - t : t) | sign);
 }
 
 inline Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
