@@ -1,0 +1,27 @@
+"""Seeds torch before each test; makes the raw kernel module importable where it was built."""
+
+import importlib
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+KERNELS = Path(__file__).resolve().parent.parent / "build" / "kernels"
+if KERNELS.is_dir():
+    sys.path.insert(0, str(KERNELS))
+
+
+def pytest_configure() -> None:
+    """Lets torch say what it says once in a process; it would fail whichever test came first."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
+        torch.nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))
+        warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")  # scripts its functions
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(2026)
