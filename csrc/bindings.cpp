@@ -313,8 +313,11 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   const bool lstm = l.cell == Cell::lstm;
   const int64_t G = l.G, H = l.H, P = l.P, D = l.D;
   const Tensor h0 = contiguous_of(h0_in);
-  const OptionalTensor c0 = contiguous_of(c0_in), dy = contiguous_of(dy_in),
-                       dhn = contiguous_of(dhn_in), dcn = contiguous_of(dcn_in);
+  const OptionalTensor c0 = contiguous_of(c0_in), dhn = contiguous_of(dhn_in),
+                       dcn = contiguous_of(dcn_in);
+  // A batch-first output's gradient comes with the strides of its own.
+  const bool rows_apart = dy_in && !l.packed() && dy_in->stride(2) == 1;
+  const OptionalTensor dy = rows_apart ? dy_in : contiguous_of(dy_in);
   // Columns: every direction's input-side gates, so that dx is one product; then a GRU's q.
   const int64_t width = D * 4 * H;
   const Tensor dgates = empty(y, {l.N, width});
@@ -336,6 +339,10 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
     p[d].y = l.at<const Real>(pointer<Real>(y), D * P, d * P);
     p[d].gates = l.at<const Real>(pointer<Real>(gates), D * G * H, d * G * H);
     p[d].dy = l.at<const Real>(pointer<Real>(dy), D * P, d * P);
+    if (rows_apart) {
+      p[d].dy.step = dy->stride(0);
+      p[d].dy.row = dy->stride(1);
+    }
     if (dhn) p[d].dhn = pointer<Real>(dhn) + d * l.B * P;
     p[d].dgates = l.at(writable<Real>(dgates), width, d * G * H);
     p[d].dq = D * G * H + d * H - d * G * H;

@@ -340,8 +340,8 @@ def _run(
     else:  # applied by hand above, not to be applied again inside
         with torch.autocast(x.device.type, enabled=False):
             y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
-    if name == "GRU" and y.requires_grad:
-        # The backward reads y, and torch.nn.GRU (not its LSTM) lets its output be changed in place.
+    if (name == "GRU" or sizes.directions == 2) and y.requires_grad:
+        # The backward reads y, but torch.nn lets these outputs be changed in place.
         y = y.clone()
 
     if packed:
