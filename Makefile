@@ -21,7 +21,7 @@ test: lint build kernels
 lint: $(environment)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror csrc/*.cpp csrc/*.h csrc/cpu/*
+	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h
 
 build: $(environment)
 	$(PYTHON) setup.py -q build_ext --inplace

@@ -35,6 +35,7 @@ COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra
 # One body for every instruction set: only its flags and vector width differ. GCC's note that the
 # passing of wide vectors depends on the flags concerns calls across files, of which there are none.
 ISA_FLAGS = ["-Wno-psabi", "-Icsrc"]
+TORCH_BINDINGS = ("library", "layer_forward", "layer_backward", "cell")
 X86_FLAGS = {
     "csrc/cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma"],
@@ -100,8 +101,7 @@ class BuildExtension(build_ext):
         ]
         python = [f"-I{sysconfig.get_path('include')}", f"-DPy_LIMITED_API={LIMITED_API}"]
         objects = KERNELS | {
-            "csrc/bindings.cpp": glue,
-            "csrc/bindings_cell.cpp": glue,
+            **{f"csrc/bindings/{name}.cpp": glue for name in TORCH_BINDINGS},
             "csrc/module.c": python,
         }
         link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
@@ -125,7 +125,7 @@ class BuildKernels(Command):
             f"-isystem {sysconfig.get_path('include')}",
             "-fopenmp",
         ]
-        objects = KERNELS | {"csrc/numpy_bindings.cpp": include}
+        objects = KERNELS | {"csrc/bindings/numpy.cpp": include}
         link, folder = ["-fopenmp"], "kernels"
         if os.environ.get("GATEDRNN_SANITIZE") == "1":
             sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
@@ -136,7 +136,7 @@ class BuildKernels(Command):
 
 
 setup(
-    ext_modules=[Extension("gatedrnn._C", ["csrc/bindings.cpp"], py_limited_api=True)],
+    ext_modules=[Extension("gatedrnn._C", ["csrc/module.c"], py_limited_api=True)],
     cmdclass={"build_ext": BuildExtension, "build_kernels": BuildKernels},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -52,6 +52,21 @@ def run_step(kernels, case, isa):
     assert np.isfinite(step.h_next).all() and np.isfinite(step.saved).all()
 
 
+def run_products(kernels, dtype, size, isa):
+    B, N, K = size
+    rng = np.random.default_rng(size)
+    d, w, a, flipped = (rng.standard_normal(shape).astype(dtype)
+                        for shape in ((B, N), (N, K), (B, K), (K, N)))
+    for threads in (1, 3):
+        results = [
+            kernels.multiply(d, w, isa=isa, threads=threads),
+            kernels.multiply(d, flipped, transposed=True, isa=isa, threads=threads),
+            kernels.outer_sum(d, a, isa=isa, threads=threads),
+            *kernels.product_backward(d, w, a, a, isa=isa, threads=threads),
+        ]
+        assert all(np.isfinite(result).all() for result in results)
+
+
 def main(folder):
     folder = str(Path(folder).resolve())
     sys.path.insert(0, folder)
@@ -63,6 +78,8 @@ def main(folder):
         for dtype, length in product(LAYER, LENGTHS):
             x = np.linspace(-3, 3, length).astype(dtype)
             assert np.isfinite(kernels.sigmoid(x, isa=isa) + kernels.tanh(x, isa=isa)).all()
+        for dtype, size in product(LAYER, SIZES):
+            run_products(kernels, dtype, size[1:], isa)
         for case in cases():
             for partition, threads in RUNS:
                 run_layer(kernels, case, isa, partition, threads, train=True)

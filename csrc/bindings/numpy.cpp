@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/layer.h"
+#include "../cpu/layer.h"
 
 namespace py = pybind11;
 
@@ -255,6 +255,61 @@ Array<Real> apply(void (*function)(const Real*, Real*, int64_t), Array<Real> x) 
   return y;
 }
 
+// a w, or a w^T if transposed.
+template <class Real>
+Array<Real> multiply(Array<Real> a, Array<Real> w, bool transposed, const std::string& isa,
+                     int threads) {
+  const int64_t rows = a.shape(0), K = a.shape(1), N = w.shape(transposed ? 0 : 1);
+  expect(w.shape(transposed ? 1 : 0) == K, "a and w do not fit");
+  Array<Real> c = zeros<Real>({rows, N});
+  const Real* data = w.data();
+  std::vector<Real> workspace(multiply_workspace<Real>(set_of(isa), K, N));
+  omp_set_num_threads(threads);
+  multiply_cpu<Real>(set_of(isa), {1, rows, K, N, a.data(), 0, K, nullptr, c.mutable_data(), 0, N},
+                     &data, 1, transposed, workspace.data(), openmp(threads));
+  return c;
+}
+
+// a^T b; rows are counted as if there were `batch` sequences a step.
+template <class Real>
+Array<Real> outer_sum(Array<Real> a, Array<Real> b, int64_t batch, const std::string& isa,
+                      int threads) {
+  const int64_t K = a.shape(0), M = a.shape(1), N = b.shape(1);
+  expect(b.shape(0) == K, "a and b do not fit");
+  Array<Real> c = zeros<Real>({M, N});
+  std::vector<Real> workspace(threads * kSumScratch);
+  omp_set_num_threads(threads);
+  outer_sum_cpu<Real>(set_of(isa),
+                      {K,
+                       M,
+                       N,
+                       batch,
+                       {a.data(), batch * M, M, nullptr},
+                       {b.data(), batch * N, N, nullptr},
+                       c.mutable_data(),
+                       N,
+                       1,
+                       false},
+                      workspace.data(), openmp(threads));
+  return c;
+}
+
+// The gradients of w, of the bias and of a (with `direct` added) from that of a w^T.
+template <class Real>
+py::tuple product_backward(Array<Real> d, Array<Real> w, Array<Real> a, Array<Real> direct,
+                           const std::string& isa, int threads) {
+  const int64_t B = d.shape(0), N = d.shape(1), K = w.shape(1);
+  expect(a.shape(0) == B && a.shape(1) == K && w.shape(0) == N && direct.size() == a.size(),
+         "the arrays do not fit");
+  Array<Real> da = zeros<Real>({B, K}), dw = zeros<Real>({N, K}), db = zeros<Real>({N});
+  omp_set_num_threads(threads);
+  product_backward_cpu<Real>(set_of(isa),
+                             {B, N, K, d.data(), w.data(), a.data(), direct.data(),
+                              da.mutable_data(), dw.mutable_data(), db.mutable_data()},
+                             openmp(threads));
+  return py::make_tuple(dw, db, da);
+}
+
 template <class Run>
 double seconds(Run run) {
   const auto begin = std::chrono::steady_clock::now();
@@ -345,6 +400,12 @@ void define(py::module_& m, const char* suffix) {
         return apply(kernels_of<Real>(set_of(isa)).tanh, x);
       },
       arg("x").noconvert(), arg("isa") = "");
+  m.def("multiply", &multiply<Real>, arg("a").noconvert(), arg("w").noconvert(),
+        arg("transposed") = false, arg("isa") = "", arg("threads") = 1);
+  m.def("outer_sum", &outer_sum<Real>, arg("a").noconvert(), arg("b").noconvert(), arg("batch") = 1,
+        arg("isa") = "", arg("threads") = 1);
+  m.def("product_backward", &product_backward<Real>, arg("d").noconvert(), arg("w").noconvert(),
+        arg("a").noconvert(), arg("direct").noconvert(), arg("isa") = "", arg("threads") = 1);
   m.def(("peak_flops" + s).c_str(), &peak_flops<Real>, arg("isa") = "", arg("threads") = 1,
         arg("repeats") = 20);
 }

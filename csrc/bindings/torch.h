@@ -14,7 +14,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cpu/layer.h"
+#include "../cpu/layer.h"
 
 namespace gatedrnn {
 

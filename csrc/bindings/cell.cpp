@@ -1,7 +1,7 @@
 // Cells: a single step, forward and backward.
 #include <tuple>
 
-#include "bindings.h"
+#include "torch.h"
 
 namespace gatedrnn {
 namespace {
@@ -200,23 +200,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_cell_backward_cpu(
 
 }  // namespace
 }  // namespace gatedrnn
-
-STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
-  m.def(
-      "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "bool train) -> (Tensor h_next, Tensor saved)");
-  m.def(
-      "gru_cell_backward(Tensor? dh, Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, bool bias, "
-      "Tensor saved, bool need_input, bool need_weights) -> "
-      "(Tensor dx, Tensor dh_prev, Tensor[] dweights)");
-  m.def(
-      "lstm_cell_forward(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, bool train) -> (Tensor h_next, Tensor c_next, Tensor saved)");
-  m.def(
-      "lstm_cell_backward(Tensor? dh, Tensor? dc, Tensor x, Tensor h, Tensor c, Tensor w_ih, "
-      "Tensor w_hh, bool bias, Tensor saved, bool need_input, bool need_weights) -> "
-      "(Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dweights)");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
   m.impl("gru_cell_forward", TORCH_BOX(&gatedrnn::gru_cell_forward_cpu));

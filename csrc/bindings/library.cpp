@@ -1,0 +1,53 @@
+// The ops' schemas. Ops are functional: they allocate what they return. Users meet clear errors in
+// Python; the checks in these files keep a wrong call from reading foreign memory.
+#include "torch.h"
+
+namespace gatedrnn {
+namespace {
+
+std::string instruction_set_name() {
+  const char* error = instruction_set_error();
+  expect(!error, error ? error : "");
+  return instruction_set().name;
+}
+
+}  // namespace
+}  // namespace gatedrnn
+
+STABLE_TORCH_LIBRARY(gatedrnn, m) {
+  m.def("instruction_set() -> str");
+  m.def(
+      "gru_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, Tensor? batch_sizes, "
+      "bool train) -> (Tensor y, Tensor hn, Tensor gates)");
+  m.def(
+      "gru_backward(Tensor? dy, Tensor? dhn, Tensor x, Tensor h0, Tensor[] weights, bool bias, "
+      "Tensor? batch_sizes, Tensor y, Tensor gates, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh0, Tensor[] dweights)");
+  m.def(
+      "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
+      "Tensor? batch_sizes, bool train) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor "
+      "c)");
+  m.def(
+      "lstm_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor x, Tensor h0, Tensor c0, "
+      "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "
+      "bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
+  m.def(
+      "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+      "bool train) -> (Tensor h_next, Tensor saved)");
+  m.def(
+      "gru_cell_backward(Tensor? dh, Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, bool bias, "
+      "Tensor saved, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh_prev, Tensor[] dweights)");
+  m.def(
+      "lstm_cell_forward(Tensor x, Tensor h, Tensor c, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, bool train) -> (Tensor h_next, Tensor c_next, Tensor saved)");
+  m.def(
+      "lstm_cell_backward(Tensor? dh, Tensor? dc, Tensor x, Tensor h, Tensor c, Tensor w_ih, "
+      "Tensor w_hh, bool bias, Tensor saved, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dweights)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&gatedrnn::instruction_set_name));
+}

@@ -1,0 +1,81 @@
+"""The products without time dependence, raw: every instruction set, odd sizes, several threads.
+
+The rule is the suite's (tolerance.py); the peer sums the same products in the kernels' dtype, row
+after row, the oracle in the next wider one.
+"""
+
+import numpy as np
+import pytest
+import torch
+from raw_kernels import each_set, kernels
+from tolerance import violation
+
+WIDER = {"float32": "float64", "float64": "longdouble"}
+each_dtype = pytest.mark.parametrize("dtype", WIDER)
+each_size = pytest.mark.parametrize("size", [
+    (1, 1, 1), (7, 5, 3), (100, 33, 17), (97, 70, 65), (300, 6, 129), (513, 130, 5), (40, 12, 300),
+], ids=str)
+
+
+def noise(dtype, *shapes):
+    rng = np.random.default_rng([*map(sum, shapes)])
+    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+
+
+def hold(ours, peer, ref, dtype):
+    wide = [np.asarray(array, np.longdouble) for array in (ours, peer, ref)]
+    found = violation("product", *wide, getattr(torch, dtype))
+    assert not found, found
+
+
+@each_set
+@each_dtype
+@each_size
+@pytest.mark.parametrize("transposed", [False, True], ids=["columns", "rows"])
+def test_multiply(isa, dtype, size, transposed):
+    rows, K, N = size
+    a, w = noise(dtype, (rows, K), (N, K) if transposed else (K, N))
+    results = [kernels.multiply(a, w, transposed, isa, threads) for threads in (1, 3)]
+    assert np.array_equal(*results)
+    w = w.T if transposed else w
+    ref = a.astype(WIDER[dtype]) @ w.astype(WIDER[dtype])
+    hold(results[0], np.add.accumulate(a[:, :, None] * w, axis=1)[:, -1], ref, dtype)
+
+
+@each_set
+@each_dtype
+@each_size
+@pytest.mark.parametrize("batch", [1, 4])
+def test_outer_sum(isa, dtype, size, batch):
+    K, M, N = size[0] * batch, *size[1:]
+    a, b = noise(dtype, (K, M), (K, N))
+    results = [kernels.outer_sum(a, b, batch, isa, threads) for threads in (1, 3)]
+    assert np.array_equal(*results)
+    peer = np.zeros((M, N), dtype)
+    for k in range(K):
+        peer += np.outer(a[k], b[k])
+    ref = a.T.astype(WIDER[dtype]) @ b.astype(WIDER[dtype])
+    hold(results[0], peer, ref, dtype)
+
+
+@each_set
+@each_dtype
+@pytest.mark.parametrize("size", [(1, 4, 1), (1, 7, 3), (2, 64, 17), (3, 387, 33), (8, 130, 520)],
+                         ids=str)
+def test_product_backward(isa, dtype, size):
+    B, N, K = size
+    d, w, a, direct = noise(dtype, (B, N), (N, K), (B, K), (B, K))
+    results = [kernels.product_backward(d, w, a, direct, isa, threads) for threads in (1, 2)]
+    wide = [array.astype(WIDER[dtype]) for array in (d, w, a, direct)]
+    for k, name in enumerate(("dw", "db", "da")):
+        assert np.array_equal(results[0][k], results[1][k]), name
+
+    def gradients(d, w, a, direct):
+        da = direct.copy()
+        for n in range(N):
+            da += np.outer(d[:, n], w[n])
+        return d.T @ a, d.sum(0), da
+
+    for ours, peer, ref in zip(results[0], gradients(d, w, a, direct), gradients(*wide),
+                               strict=True):
+        hold(ours, peer, ref, dtype)
