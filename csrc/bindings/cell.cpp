@@ -1,4 +1,5 @@
 // Cells: a single step, forward and backward.
+#include <algorithm>
 #include <tuple>
 
 #include "torch.h"
@@ -141,11 +142,13 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
     const auto data = [](const Tensor& t) {
       return t.defined() ? writable<Real>(t) : static_cast<Real*>(nullptr);
     };
+    const int64_t N = s.G * s.H;
+    const Tensor parts = empty(x, {stretches(N) * s.B * std::max(s.I, s.H)});
     const auto run = [&](const Tensor& d, const Tensor& w, const Tensor& a, const Real* direct,
                          Real* da, const Tensor& dw, const Tensor& db) {
       product_backward_cpu<Real>(instruction_set(),
-                                 {s.B, s.G * s.H, a.size(1), pointer<Real>(d), pointer<Real>(w),
-                                  pointer<Real>(a), direct, da, data(dw), data(db)},
+                                 {s.B, N, a.size(1), pointer<Real>(d), pointer<Real>(w),
+                                  pointer<Real>(a), direct, da, data(dw), data(db), data(parts)},
                                  torch_threads());
     };
     if (need_input || need_weights)

@@ -302,11 +302,13 @@ py::tuple product_backward(Array<Real> d, Array<Real> w, Array<Real> a, Array<Re
   expect(a.shape(0) == B && a.shape(1) == K && w.shape(0) == N && direct.size() == a.size(),
          "the arrays do not fit");
   Array<Real> da = zeros<Real>({B, K}), dw = zeros<Real>({N, K}), db = zeros<Real>({N});
+  std::vector<Real> parts(stretches(N) * B * K);
   omp_set_num_threads(threads);
-  product_backward_cpu<Real>(set_of(isa),
-                             {B, N, K, d.data(), w.data(), a.data(), direct.data(),
-                              da.mutable_data(), dw.mutable_data(), db.mutable_data()},
-                             openmp(threads));
+  product_backward_cpu<Real>(
+      set_of(isa),
+      {B, N, K, d.data(), w.data(), a.data(), direct.data(), da.mutable_data(), dw.mutable_data(),
+       db.mutable_data(), parts.data()},
+      openmp(threads));
   return py::make_tuple(dw, db, da);
 }
 

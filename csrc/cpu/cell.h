@@ -116,20 +116,17 @@ static void cell_backward(const CellBackward<Real>& p, int64_t unit0, int64_t un
     }
 }
 
-constexpr int64_t kSpan = 512;    // columns whose partial sums stay in L1
-constexpr int64_t kStretch = 64;  // rows summed from zero before they join a's gradient
-
-// M sequences from the b-th on, R rows of the weights from the r-th on: a's gradient goes to `sums`
-// [M, kSpan]. That of the weights is added to what earlier groups of sequences left.
+// M sequences from the b-th on, R rows of the weights from the r-th on: a's gradient is added to
+// `sums` [B, K], that of the weights to what earlier groups of sequences left.
 template <class Real, int M, int R>
 static void product_backward_rows(const ProductBackward<Real>& p, int64_t b, int64_t r,
-                                  int64_t column0, int64_t column1, Real* sums) {
+                                  Real* sums) {
   constexpr int W = Simd<Real>::width;
   Real d[M][R];
   for (int m = 0; m < M; ++m)
     for (int i = 0; i < R; ++i) d[m][i] = p.d[(b + m) * p.N + r + i];
-  for (int64_t k = column0; k < column1; k += W) {
-    const int64_t n = min_of(W, column1 - k);
+  for (int64_t k = 0; k < p.K; k += W) {
+    const int64_t n = min_of(W, p.K - k);
     Vec<Real> w[R], dw[R];
 #pragma GCC unroll 4
     for (int i = 0; i < R; ++i) {
@@ -139,14 +136,14 @@ static void product_backward_rows(const ProductBackward<Real>& p, int64_t b, int
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const Vec<Real> a = load(p.a + (b + m) * p.K + k, n);
-      Real* sum = sums + m * kSpan + (k - column0);
-      Vec<Real> da = load(sum);
+      Real* sum = sums + (b + m) * p.K + k;
+      Vec<Real> da = load(sum, n);
 #pragma GCC unroll 4
       for (int i = 0; i < R; ++i) {
         da += d[m][i] * w[i];
         dw[i] += d[m][i] * a;
       }
-      store(sum, da);
+      store(sum, da, n);
     }
     if (p.dw)
 #pragma GCC unroll 4
@@ -155,36 +152,29 @@ static void product_backward_rows(const ProductBackward<Real>& p, int64_t b, int
 }
 
 template <class Real, int M>
-static void product_backward_group(const ProductBackward<Real>& p, int64_t b, int64_t column0,
-                                   int64_t column1) {
-  for (int64_t r0 = 0; r0 < p.N; r0 += kStretch) {
-    const int64_t r1 = min_of(p.N, r0 + kStretch);
-    Real sums[M * kSpan] = {};
-    int64_t r = r0;
-    for (; r + 4 <= r1; r += 4) product_backward_rows<Real, M, 4>(p, b, r, column0, column1, sums);
-    for (; r < r1; ++r) product_backward_rows<Real, M, 1>(p, b, r, column0, column1, sums);
-    const Real* before = r0 == 0 ? p.direct : p.da;
-    for (int m = 0; p.da && m < M; ++m)
-      for (int64_t k = column0; k < column1; ++k) {
-        const int64_t at = (b + m) * p.K + k;
-        p.da[at] = (before ? before[at] : 0) + sums[m * kSpan + k - column0];
-      }
-  }
+static void product_backward_group(const ProductBackward<Real>& p, int64_t b, int64_t r0,
+                                   int64_t r1, Real* sums) {
+  int64_t r = r0;
+  for (; r + 4 <= r1; r += 4) product_backward_rows<Real, M, 4>(p, b, r, sums);
+  for (; r < r1; ++r) product_backward_rows<Real, M, 1>(p, b, r, sums);
 }
 
+// The weights' gradient, and each stretch's part of that of a, which product_backward_cpu adds up.
+// Threads share the rows: with columns they would write into each other's pages.
 template <class Real>
-static void product_backward(const ProductBackward<Real>& p, int64_t column0, int64_t column1) {
-  for (int64_t k0 = column0; k0 < column1; k0 += kSpan) {
-    const int64_t k1 = min_of(column1, k0 + kSpan);
+static void product_backward(const ProductBackward<Real>& p, int64_t stretch0, int64_t stretch1) {
+  for (int64_t s = stretch0; s < stretch1; ++s) {
+    const int64_t r0 = s * kStretch, r1 = min_of(p.N, r0 + kStretch);
+    Real* sums = p.parts + s * p.B * p.K;
+    for (int64_t k = 0; k < p.B * p.K; ++k) sums[k] = 0;
     int64_t b = 0;
-    for (; b + 4 <= p.B; b += 4) product_backward_group<Real, 4>(p, b, k0, k1);
-    for (; b + 2 <= p.B; b += 2) product_backward_group<Real, 2>(p, b, k0, k1);
-    for (; b < p.B; ++b) product_backward_group<Real, 1>(p, b, k0, k1);
-  }
-  if (!p.db || column0 > 0) return;
-  for (int64_t r = 0; r < p.N; ++r) {
-    Real sum = 0;
-    for (int64_t b = 0; b < p.B; ++b) sum += p.d[b * p.N + r];
-    p.db[r] = sum;
+    for (; b + 4 <= p.B; b += 4) product_backward_group<Real, 4>(p, b, r0, r1, sums);
+    for (; b + 2 <= p.B; b += 2) product_backward_group<Real, 2>(p, b, r0, r1, sums);
+    for (; b < p.B; ++b) product_backward_group<Real, 1>(p, b, r0, r1, sums);
+    for (int64_t r = r0; p.db && r < r1; ++r) {
+      Real sum = 0;
+      for (b = 0; b < p.B; ++b) sum += p.d[b * p.N + r];
+      p.db[r] = sum;
+    }
   }
 }

@@ -101,7 +101,11 @@ struct ProductBackward {
   Real* da;            // [B, K] or null: not wanted
   Real* dw;            // [N, K] or null: not wanted, nor is db
   Real* db;            // [N] or null
+  Real* parts;         // [stretches(N)][B][K] scratch: a's gradient from each kStretch rows of w
 };
+
+constexpr int64_t kStretch = 64;
+inline int64_t stretches(int64_t N) { return (N + kStretch - 1) / kStretch; }
 
 template <class Real>
 struct Kernels {
@@ -120,7 +124,7 @@ struct Kernels {
                     Real* scratch);
   void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
   void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
-  void (*product_backward)(const ProductBackward<Real>&, int64_t column0, int64_t column1);
+  void (*product_backward)(const ProductBackward<Real>&, int64_t stretch0, int64_t stretch1);
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
   double (*multiply_adds)(int64_t repeats);  // the machine's limits: cpu/limits.h

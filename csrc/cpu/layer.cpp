@@ -270,8 +270,16 @@ template <class Real>
 void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>& p,
                           const Parallel& parallel) {
   const Kernels<Real>& k = kernels_of<Real>(set);
-  split_units(k, p.K, 2 * p.B * p.N * p.K, parallel,
-              [&](int64_t column0, int64_t column1) { k.product_backward(p, column0, column1); });
+  const int64_t count = stretches(p.N);
+  if (2 * p.B * p.N * p.K < kSerial || parallel.threads == 1)
+    k.product_backward(p, 0, count);
+  else
+    parallel(count, [&](int64_t begin, int64_t end) { k.product_backward(p, begin, end); });
+  if (!p.da) return;
+  const int64_t n = p.B * p.K;
+  for (int64_t i = 0; i < n; ++i) p.da[i] = p.direct ? p.direct[i] : 0;
+  for (int64_t s = 0; s < count; ++s)
+    for (int64_t i = 0; i < n; ++i) p.da[i] += p.parts[s * n + i];
 }
 
 #define GATEDRNN_INSTANTIATE(Real)                                                                 \
