@@ -15,8 +15,10 @@ struct Problem {
 };
 
 struct Plan {
-  bool by_rows;   // threads own sequences and never meet; else they own units and meet each step
-  int64_t block;  // by_rows: sequences that walk all T together
+  // Threads own sequences and never meet; or they own units and meet each step.
+  bool by_rows;
+  int64_t block;       // by_rows: sequences that walk all T together
+  int64_t parts;       // not by_rows: threads that share the units
   bool project_first;  // forward: W_ih x for all steps by one matrix product before the loop
 };
 

@@ -99,6 +99,17 @@ def test_known_shapes(shape, threads, by_rows, block):
     assert (p["by_rows"], p["block"]) == (by_rows, block)
 
 
+def test_threads_share_units_only_where_each_has_enough_of_them():
+    """Every step ends at a barrier: more parts than the work can pay for would lose."""
+    for B, H in product(BATCHES, WIDTHS):
+        parts = [plan(B, H, threads)["parts"] for threads in THREADS]
+        assert parts == sorted(parts)
+        for threads, p in zip(THREADS, parts, strict=True):
+            assert 1 <= p <= min(threads, -(-H // 16))
+            assert p == 1 or B * 3 * H * (H + 5) >= 3000 * p * p
+    assert [plan(1, H, 64)["parts"] for H in (16, 64, 256, 1024)] == [1, 2, 8, 32]
+
+
 def test_input_is_projected_ahead_only_where_that_pays():
     """Few features are multiplied in the step; many ahead of it, where few sequences walk together
     and would read the input's weights again at each step."""

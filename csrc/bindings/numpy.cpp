@@ -127,6 +127,7 @@ class Layer {
       plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
     } else if (partition == "units") {
       plan_.by_rows = false;
+      plan_.parts = threads;
     } else {
       expect(partition == "plan", "partition must be plan, rows or units");
     }
@@ -430,6 +431,7 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
          int element, int threads) {
         const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
         return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
+                        py::arg("parts") = plan.parts,
                         py::arg("project_first") = plan.project_first);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),

@@ -128,10 +128,10 @@ void run_layer(const Kernels<Real>& k, const Plan& plan, const Params* direction
     });
     return;
   }
-  Barrier barrier(threads);
-  parallel(threads, [&](int64_t begin, int64_t end) {
+  Barrier barrier(plan.parts);
+  parallel(plan.parts, [&](int64_t begin, int64_t end) {
     for (int d = 0; d < D; ++d)
-      loop(directions[d], work[d], 0, B, Part{begin, end, threads, &barrier});
+      loop(directions[d], work[d], 0, B, Part{begin, end, plan.parts, &barrier});
   });
 }
 
