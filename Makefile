@@ -3,6 +3,8 @@
 # make bench      the CPU benchmark, quick
 # Both first ones create and use .venv; PYTHON=/path/to/python uses an existing environment instead.
 
+export GATEDRNN_WERROR := 1
+
 .PHONY: forecast test lint build kernels bench clean
 
 ifdef PYTHON
@@ -33,6 +35,7 @@ bench: build kernels
 	$(PYTHON) -m benchmarks.run --device cpu --suite layers --quick
 
 .venv/installed: requirements-dev.txt
+	@python3 -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'gatedrnn needs Python 3.10 or newer')"
 	python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@

@@ -97,8 +97,8 @@ struct Parallel {
   }
 };
 
-// Keeps the threads that share one sequence in step. Nobody sleeps while all of them run; where
-// cores are oversubscribed the waiting thread gives its core away.
+// Keeps the threads that share one sequence in step. Nobody sleeps while all of them run; who waits
+// for one that has lost its core soon does, and leaves it his.
 class Barrier {
  public:
   explicit Barrier(int64_t parts) : parts_(parts) {}
@@ -107,7 +107,7 @@ class Barrier {
  private:
   const int64_t parts_;
   std::atomic<int64_t> arrived_{0};
-  std::atomic<int64_t> round_{0};
+  std::atomic<int32_t> round_{0};
 };
 
 }  // namespace gatedrnn

@@ -14,10 +14,12 @@ constexpr int64_t kBlock = 64;
 // So few features are cheaper to multiply in the step than to write and read back as gates.
 constexpr int64_t kFewFeatures = 32;
 
-// Two threads share a step with profit from some 12000 multiply-adds on (measured); that the
+// Multiply-adds of a whole call that pay for waking another thread: tens of microseconds.
+constexpr int64_t kWorkOfThread = 2500000;
+// Two threads share a step with profit from some 50000 multiply-adds on (measured); that the
 // barrier costs in proportion to who meets there is an assumption. Hence parts^2 * this <= a step's
 // work.
-constexpr int64_t kWorkOfPart = 3000;
+constexpr int64_t kWorkOfPart = 12000;
 // Units that one tile holds at the least: what a part must have.
 constexpr int64_t kTileUnits = 16;
 
@@ -26,11 +28,14 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 Plan plan_cpu(const Problem& p) {
-  const int64_t threads = p.threads < 1 ? 1 : p.threads;
+  const int64_t step = std::max<int64_t>(1, p.B) * p.gates * p.H * (p.P + p.I);
+  const double paid = double(p.T) * double(step) * p.directions / kWorkOfThread;
+  const int64_t threads = std::max<int64_t>(1, int64_t(std::min<double>(p.threads, paid)));
   const int64_t streams = ceil_div(threads, p.directions);  // threads that share one direction
   const int64_t B = p.B < 1 ? 1 : p.B, rows = ceil_div(B, streams);
   const int64_t weights = p.gates * p.H * p.P * p.element;
   Plan plan{};
+  plan.threads = threads;
   // Alone with its sequences a thread reads all of the weights each step. That pays unless it has
   // too few sequences to hide the reading, or the weights would fit L2 if the threads shared them.
   const bool few = rows < kFullTile / 2;
@@ -40,8 +45,7 @@ Plan plan_cpu(const Problem& p) {
   plan.block = plan.by_rows ? ceil_div(B, blocks) : B;
   plan.parts = 1;
   const int64_t most = std::min(threads, ceil_div(p.H, kTileUnits));
-  const int64_t work = B * p.gates * p.H * (p.P + p.I);
-  while (plan.parts < most && (plan.parts + 1) * (plan.parts + 1) * kWorkOfPart <= work)
+  while (plan.parts < most && (plan.parts + 1) * (plan.parts + 1) * kWorkOfPart <= step)
     ++plan.parts;
   // In the step the input's weights are read again and again; ahead of it once.
   plan.project_first = p.I > kFewFeatures && (plan.by_rows ? plan.block : B) < 2 * kFullTile;

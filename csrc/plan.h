@@ -15,6 +15,7 @@ struct Problem {
 };
 
 struct Plan {
+  int64_t threads;  // as many as the whole call's work can pay for
   // Threads own sequences and never meet; or they own units and meet each step.
   bool by_rows;
   int64_t block;       // by_rows: sequences that walk all T together

@@ -31,7 +31,7 @@ def report() -> str:
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
         "CUDA kernels": "not built: this version computes on the CPU",
         "CUDA of torch": torch.version.cuda or "none",
-        "module": raw.__file__,
+        "module": raw.extension_file(),
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:{width}}  {fact}" for name, fact in facts.items())

@@ -16,8 +16,9 @@ try:
     from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers torch.ops.gatedrnn)
 except ImportError as error:
     raise ImportError(
-        "gatedrnn's compiled part cannot be loaded: type `pip install --no-build-isolation .` in "
-        f"its checkout, with the torch that is to run it ({error})"
+        "gatedrnn's compiled part is not beside it: in its checkout type `make build`, or `pip "
+        "install --no-build-isolation .` and leave the checkout, which hides what was installed "
+        f"({error})"
     ) from error
 
 from . import fake
@@ -56,6 +57,11 @@ def instruction_set() -> str:
     Raises RuntimeError if GATEDRNN_CPU_ISA names one that this machine lacks.
     """
     return _ops.instruction_set()
+
+
+def extension_file() -> str:
+    """Where the compiled part lies."""
+    return str(_C.__file__)
 
 
 def _run(op: Callable[..., Any], *arguments: Any) -> Any:

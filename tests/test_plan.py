@@ -13,7 +13,7 @@ LONGEST_BLOCK = 64  # sequences whose states stay in a core's cache beside the w
 FEW_FEATURES = 32
 
 
-def plan(B, H, threads, features=5, T=90, gates=3, directions=1, element=4):
+def plan(B, H, threads, features=5, T=10**8, gates=3, directions=1, element=4):
     return kernels.plan(T, B, features, H, H, gates, directions, element, threads)
 
 
@@ -106,8 +106,19 @@ def test_threads_share_units_only_where_each_has_enough_of_them():
         assert parts == sorted(parts)
         for threads, p in zip(THREADS, parts, strict=True):
             assert 1 <= p <= min(threads, -(-H // 16))
-            assert p == 1 or B * 3 * H * (H + 5) >= 3000 * p * p
-    assert [plan(1, H, 64)["parts"] for H in (16, 64, 256, 1024)] == [1, 2, 8, 32]
+            assert p == 1 or B * 3 * H * (H + 5) >= 12000 * p * p
+    assert [plan(1, H, 64)["parts"] for H in (16, 64, 256, 1024)] == [1, 1, 4, 16]
+
+
+@pytest.mark.parametrize(("B", "H", "T", "threads"), [
+    (1, 64, 50, 1), (1, 128, 50, 1), (1, 256, 50, 4), (8, 32, 10, 1), (1024, 256, 90, 64),
+])
+def test_short_calls_wake_few_threads(B, H, T, threads):
+    p = plan(B, H, 64, T=T)
+    assert p["threads"] == threads
+    assert p["parts"] <= threads
+    if threads == 1:
+        assert p["by_rows"]
 
 
 def test_input_is_projected_ahead_only_where_that_pays():

@@ -124,10 +124,11 @@ class Layer {
     plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Real)), threads});
     if (partition == "rows") {
       plan_.by_rows = true;
+      plan_.threads = threads;
       plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
     } else if (partition == "units") {
       plan_.by_rows = false;
-      plan_.parts = threads;
+      plan_.parts = plan_.threads = threads;
     } else {
       expect(partition == "plan", "partition must be plan, rows or units");
     }
@@ -431,7 +432,7 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
          int element, int threads) {
         const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
         return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
-                        py::arg("parts") = plan.parts,
+                        py::arg("parts") = plan.parts, py::arg("threads") = plan.threads,
                         py::arg("project_first") = plan.project_first);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),

@@ -1,7 +1,6 @@
 #include "layer.h"
 
 #include <algorithm>
-#include <thread>
 #include <utility>
 
 namespace gatedrnn {
@@ -113,9 +112,10 @@ void run_layer(const Kernels<Real>& k, const Plan& plan, const Params* direction
   Arena<Real> arena(workspace);
   decltype(take_work(directions[0], 0, arena)) work[2] = {};
   for (int d = 0; d < D; ++d) work[d] = take_work(directions[d], k.width, arena);
-  const int64_t threads = parallel.threads, B = directions[0].B;
-  parallel(threads, [&](int64_t begin, int64_t end) {
-    for (int d = 0; d < D; ++d) pack(k, directions[d], work[d], {begin, end, threads, nullptr});
+  const int64_t B = directions[0].B;
+  parallel(plan.threads, [&](int64_t begin, int64_t end) {
+    for (int d = 0; d < D; ++d)
+      pack(k, directions[d], work[d], {begin, end, plan.threads, nullptr});
   });
   if (plan.by_rows) {
     const int64_t blocks = ceil_div(B, plan.block);
@@ -151,18 +151,18 @@ void split_units(const Kernels<Real>& k, int64_t H, int64_t cost, const Parallel
 }  // namespace
 
 void Barrier::wait(int64_t arriving) {
-  const int64_t round = round_.load(std::memory_order_acquire);
+  const int32_t round = round_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(arriving, std::memory_order_acq_rel) + arriving == parts_) {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
+    round_.notify_all();
     return;
   }
-  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-    if (spins < kSpins)
-      pause();
-    else
-      std::this_thread::yield();
+  for (int spins = 0; spins < kSpins; ++spins) {
+    if (round_.load(std::memory_order_acquire) != round) return;
+    pause();
   }
+  round_.wait(round, std::memory_order_acquire);
 }
 
 template <class Real>
