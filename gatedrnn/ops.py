@@ -17,6 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
+from . import traced
 from .raw import KERNELS, Call, Gradients, Tensors
 
 __all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer"]
@@ -130,8 +131,8 @@ def _is_watched() -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
         or torch.compiler.is_compiling()
+        or traced.is_recording()
     )
 
 
@@ -148,10 +149,10 @@ def _run_watched(call: Call, tensors: Tensors) -> Tensors:
         return tuple(o.to(x.dtype) for o in outputs)
     if _needs_reference(x):
         return kernel.reference(call, tensors)
-    # torch.jit.trace keeps ops, not autograd Functions.
-    if torch._C._get_tracing_state() is None and (
-        torch._C._are_functorch_transforms_active()
-        or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    if traced.is_recording():
+        return traced.run(call, tensors)
+    if torch._C._are_functorch_transforms_active() or (
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     ):
         return _Forward.apply(call, *tensors)[: kernel.outputs]
     return kernel.forward(call, tensors, False)[: kernel.outputs]

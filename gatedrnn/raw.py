@@ -13,7 +13,7 @@ from torch import Tensor
 from . import reference
 
 try:
-    from . import _C  # type: ignore[attr-defined]  # noqa: F401  (registers torch.ops.gatedrnn)
+    from . import _C  # type: ignore[attr-defined]  # registers torch.ops.gatedrnn
 except ImportError as error:
     raise ImportError(
         "gatedrnn's compiled part is not beside it: in its checkout type `make build`, or `pip "
