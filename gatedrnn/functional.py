@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, ops
+from . import checks, ops, traced
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
 
@@ -340,7 +340,7 @@ def _run(
     else:  # applied by hand above, not to be applied again inside
         with torch.autocast(x.device.type, enabled=False):
             y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
-    if (name == "GRU" or sizes.directions == 2) and y.requires_grad:
+    if (name == "GRU" or sizes.directions == 2) and (y.requires_grad or traced.is_recording()):
         # The backward reads y, but torch.nn lets these outputs be changed in place.
         y = y.clone()
 
