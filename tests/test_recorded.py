@@ -69,6 +69,19 @@ def test_recorded_program_gives_eager_values_and_gradients(theirs, ours, record)
 
 
 @layers
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_model_gives_eager_values_and_gradients(theirs, ours):
+    model, x = Model(ours), torch.randn(2, 5, 3)
+    y, dx, expected = gradients(model, x)
+    model.zero_grad()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    results = gradients(compiled, x)
+    torch.testing.assert_close(results[:2], (y, dx))
+    for name, gradient in results[2].items():
+        torch.testing.assert_close(gradient, expected[name.removeprefix("_orig_mod_")])
+
+
+@layers
 def test_a_trace_takes_other_lengths_and_batches(theirs, ours):
     model = Model(ours)
     program = trace(model, torch.randn(2, 5, 3))
