@@ -1,4 +1,4 @@
-/* An empty module on the limited API: importing gatedrnn._C runs the registrations of bindings.cpp. */
+/* An empty module on the limited API: importing gatedrnn._C runs the registrations of bindings/. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

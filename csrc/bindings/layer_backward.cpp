@@ -51,13 +51,12 @@ class Sums {
   }
 
   // The rows of W_hh's gradient from `first` on: sum over steps of da(t)^T h(t - 1). The rows of y
-  // are the states of all steps but the first, one step late; h0 is that of the first.
-  void add_recurrent(Rows<const Real> da, int64_t M, const Tensor& y, const Tensor& h0, int d,
-                     const Tensor& out, int64_t first) const {
-    if (l_.packed()) {
-      const Tensor previous = packed_previous<Real>(l_, y, h0, d);
+  // are the states of all steps but the first, one step late; h0 is that of the first. For a packed
+  // sequence `previous` has them all.
+  void add_recurrent(Rows<const Real> da, int64_t M, const Tensor& y, const Tensor& h0,
+                     const Tensor& previous, int d, const Tensor& out, int64_t first) const {
+    if (l_.packed())
       return add(da, M, l_.at(pointer<Real>(previous), l_.P), l_.P, out, first, 1, false);
-    }
     const bool reverse = d == 1;
     const Rows<const Real> states = l_.at(pointer<Real>(y), l_.D * l_.P, d * l_.P);
     const Rows<const Real> initial = l_.at(pointer<Real>(h0) + d * l_.B * l_.P, l_.P);
@@ -170,8 +169,9 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
     const int64_t da = d * G * H, dq = D * G * H + d * H;  // columns of dgates
     const Tensor dw_ih = gradient({G * H, l.I}), dw_hh = gradient({G * H, P});
     sums.add(gates_at(da), G * H, l.input<Real>(), l.I, dw_ih, 0, steps, false);
-    sums.add_recurrent(gates_at(da), lstm ? 4 * H : 2 * H, y, h0, d, dw_hh, 0);
-    if (!lstm) sums.add_recurrent(gates_at(dq), H, y, h0, d, dw_hh, 2 * H);
+    const Tensor previous = l.packed() ? packed_previous<Real>(l, y, h0, d) : Tensor();
+    sums.add_recurrent(gates_at(da), lstm ? 4 * H : 2 * H, y, h0, previous, d, dw_hh, 0);
+    if (!lstm) sums.add_recurrent(gates_at(dq), H, y, h0, previous, d, dw_hh, 2 * H);
     out.dweights.insert(out.dweights.end(), {dw_ih, dw_hh});
     if (l.bias) {
       const Tensor input_side = rows(bias_sums, da, G * H);

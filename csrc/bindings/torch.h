@@ -47,11 +47,6 @@ inline Tensor cat(const Tensors& tensors, int64_t dim) {
 inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 inline Tensor transposed(const Tensor& a) { return torch::stable::transpose(a, 0, 1); }
 
-inline Tensor columns(const Tensor& a, int64_t from, int64_t count) {
-  Tensor self = a;
-  return torch::stable::narrow(self, 1, from, count);
-}
-
 inline Tensor rows(const Tensor& a, int64_t from, int64_t count) {
   Tensor self = a;
   return torch::stable::narrow(self, 0, from, count);
