@@ -1,5 +1,5 @@
-// (shape, element size, threads) -> how a layer runs on the CPU. A pure function: tests ask it
-// about machines that are not there.
+// What is to be computed, and on what -> how. Pure functions: tests ask them about machines that
+// are not there.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +24,34 @@ struct Plan {
 };
 
 Plan plan_cpu(const Problem& problem);
+
+enum class Type { float32, float64, float16, bfloat16 };
+
+// How a tile's sums of products are made. On an architecture that lacks the instruction the kernel
+// of that name multiplies in float32, or as the instruction would.
+enum class Product { fma, tf32, half, bfloat16 };
+
+// The part of a step that one block computes.
+enum class Tile {
+  narrow,  // few sequences: 16 units of 16 sequences, the sum over k shared by four warps
+  wide,    // many: 32 units (forward) or 64 (backward) of 64 sequences
+};
+
+struct CudaProblem {
+  int64_t T, B, I, H, P;
+  int gates;       // 3 or 4
+  int directions;  // 1 or 2
+  Type type;
+  bool tf32;         // whether float32 operands may be rounded to TF32
+  int architecture;  // 90 for compute capability 9.0
+  int multiprocessors;
+};
+
+struct CudaPlan {
+  Product forward, backward;
+  Tile forward_tile, backward_tile;
+};
+
+CudaPlan plan_cuda(const CudaProblem& problem);
 
 }  // namespace gatedrnn
