@@ -2,8 +2,9 @@
 //
 // The functions are written for V, a vector of hidden units of one sequence (or a single unit).
 // sigmoid(V) and tanh(V) must be declared where this header is included: cpu/simd.h gives them for
-// the CPU's vectors. Forward functions take pre-activations, which the caller has summed as PyTorch
-// defines them (torch.nn.GRU, torch.nn.LSTM):
+// the CPU's vectors, cuda/numbers.h for the GPU's threads, which may call what is constexpr.
+// Forward functions take pre-activations, which the caller has summed as PyTorch defines them
+// (torch.nn.GRU, torch.nn.LSTM):
 //
 //   GRU (Cho et al. 2014, arXiv:1406.1078, with PyTorch's b_hn inside the reset product)
 //     r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)     q = W_hn h + b_hn
@@ -22,7 +23,7 @@ struct GruGates {
 };
 
 template <class V>
-inline GruGates<V> gru_gates(V a_r, V a_z, V a_n, V q, V h_prev) {
+constexpr GruGates<V> gru_gates(V a_r, V a_z, V a_n, V q, V h_prev) {
   const V r = sigmoid(a_r);
   const V z = sigmoid(a_z);
   const V n = tanh(a_n + r * q);
@@ -33,7 +34,7 @@ inline GruGates<V> gru_gates(V a_r, V a_z, V a_n, V q, V h_prev) {
 // gradient is zero whatever n is, so the 0 returned there changes nothing. Rounding may carry the
 // quotient beyond tanh's range when z is close to 1; there 1 - z weighs n by next to nothing.
 template <class V>
-inline V gru_candidate(V z, V h_prev, V h) {
+constexpr V gru_candidate(V z, V h_prev, V h) {
   const V rest = 1 - z;
   V n = (h - z * h_prev) / rest;
   n = n > 1 ? V{} + 1 : n;
@@ -49,7 +50,7 @@ struct GruGradients {
 //   dn = dh (1 - z)      da_n = dn (1 - n^2)     dr = da_n q    da_r = dr r (1 - r)
 //   dz = dh (h - n)      da_z = dz z (1 - z)     dq = da_n r    dh_prev = dh z
 template <class V>
-inline GruGradients<V> gru_gates_backward(V dh, V r, V z, V n, V q, V h_prev) {
+constexpr GruGradients<V> gru_gates_backward(V dh, V r, V z, V n, V q, V h_prev) {
   const V da_n = dh * (1 - z) * (1 - n * n);
   const V da_z = dh * (h_prev - n) * (z * (1 - z));
   const V da_r = da_n * q * (r * (1 - r));
@@ -62,7 +63,7 @@ struct LstmGates {
 };
 
 template <class V>
-inline LstmGates<V> lstm_gates(V a_i, V a_f, V a_g, V a_o, V c_prev) {
+constexpr LstmGates<V> lstm_gates(V a_i, V a_f, V a_g, V a_o, V c_prev) {
   const V i = sigmoid(a_i);
   const V f = sigmoid(a_f);
   const V g = tanh(a_g);
@@ -79,7 +80,7 @@ struct LstmGradients {
 //   dc += dh o (1 - tanh(c)^2)     da_i = dc g i (1 - i)     da_f = dc c_prev f (1 - f)
 //   dc_prev = dc f                 da_g = dc i (1 - g^2)     da_o = dh tanh(c) o (1 - o)
 template <class V>
-inline LstmGradients<V> lstm_gates_backward(V dh, V dc, V i, V f, V g, V o, V c_prev, V tanh_c) {
+constexpr LstmGradients<V> lstm_gates_backward(V dh, V dc, V i, V f, V g, V o, V c_prev, V tanh_c) {
   dc = dc + dh * o * (1 - tanh_c * tanh_c);
   return {dc * g * (i * (1 - i)), dc * c_prev * (f * (1 - f)), dc * i * (1 - g * g),
           dh * tanh_c * (o * (1 - o)), dc * f};

@@ -52,4 +52,38 @@ Plan plan_cpu(const Problem& p) {
   return plan;
 }
 
+namespace {
+
+// For the same work a narrow tile reads three to four times as much as a wide one. So wide ones win
+// as soon as they occupy a quarter of the multiprocessors. An estimate: no GPU has been asked yet.
+Tile tile_of(int64_t tiles, int multiprocessors) {
+  return 4 * tiles >= multiprocessors ? Tile::wide : Tile::narrow;
+}
+
+}  // namespace
+
+CudaPlan plan_cuda(const CudaProblem& p) {
+  CudaPlan plan{};
+  const int64_t batches = ceil_div(p.B, 64) * p.directions;
+  plan.forward_tile = tile_of(batches * ceil_div(p.H, 32), p.multiprocessors);
+  plan.backward_tile = tile_of(batches * ceil_div(p.H, 64), p.multiprocessors);
+  const bool tensor_cores = p.architecture >= 80;
+  switch (p.type) {
+    case Type::float64:
+      plan.forward = plan.backward = Product::fma;
+      break;
+    case Type::float32:
+      plan.forward = plan.backward = p.tf32 && tensor_cores ? Product::tf32 : Product::fma;
+      break;
+    case Type::float16:  // its gates' gradients are float32, and have TF32's range
+      plan.forward = Product::half;
+      plan.backward = tensor_cores ? Product::tf32 : Product::fma;
+      break;
+    case Type::bfloat16:
+      plan.forward = plan.backward = tensor_cores ? Product::bfloat16 : Product::fma;
+      break;
+  }
+  return plan;
+}
+
 }  // namespace gatedrnn

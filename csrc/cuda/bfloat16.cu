@@ -1,0 +1,20 @@
+#include "loop.h"
+
+namespace gatedrnn {
+
+template <class Real>
+int layer_forward_cuda(const CudaPlan& plan, const CudaForward<Real>* p, int count, void* stream) {
+  return cuda::forward_with<cuda::TensorCore<cuda::BrainFloat16>>(plan.forward_tile, p, count,
+                                                                  stream);
+}
+
+template <class Real>
+int layer_backward_cuda(const CudaPlan& plan, const CudaBackward<Real>* p, int count,
+                        void* stream) {
+  return cuda::backward_with<cuda::TensorCore<cuda::BrainFloat16>>(plan.backward_tile, p, count,
+                                                                   stream);
+}
+
+GATEDRNN_INSTANTIATE(Bfloat16);
+
+}  // namespace gatedrnn
