@@ -1,11 +1,13 @@
 # make forecast   the energy example on its synthetic series: GRU against LSTM
 # make test       lint, build, the whole test suite
 # make bench      the CPU benchmark, quick
+# make gpu        on a machine with a GPU, offline: what only a GPU can show, and the benchmark; it
+#                 takes what `make wheel conformance` made where nvcc is
 # Both first ones create and use .venv; PYTHON=/path/to/python uses an existing environment instead.
 
 export GATEDRNN_WERROR := 1
 
-.PHONY: forecast test lint build kernels bench clean
+.PHONY: forecast test lint build kernels emulated bench wheel conformance gpu clean
 
 ifdef PYTHON
 environment :=
@@ -17,13 +19,13 @@ endif
 forecast: build
 	$(PYTHON) -m examples.energy
 
-test: lint build kernels
+test: lint build kernels emulated
 	$(PYTHON) -m pytest -q
 
 lint: $(environment)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h
+	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $$(find csrc tests/cuda_emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
 build: $(environment)
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -31,8 +33,24 @@ build: $(environment)
 kernels: $(environment)
 	$(PYTHON) setup.py -q build_kernels
 
+emulated: $(environment)
+	$(PYTHON) setup.py -q build_emulated
+
 bench: build kernels
 	$(PYTHON) -m benchmarks.run --device cpu --suite layers --quick
+
+wheel: $(environment)
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+
+conformance: build/conformance
+
+GATEDRNN_CUDA_ARCHS ?= 75;80;86;89;90a;100;120
+build/conformance: tests/cuda_emulator/conformance.cu $(wildcard tests/cuda_emulator/conformance*.h) csrc/cuda/device.h
+	mkdir -p build
+	nvcc -std=c++20 -O2 -Xcompiler -iquote,csrc/cuda $(foreach a,$(subst ;, ,$(GATEDRNN_CUDA_ARCHS)),-gencode arch=compute_$a,code=sm_$a) $< -o $@
+
+gpu:
+	$(if $(environment),python3,$(PYTHON)) -m benchmarks.gpu
 
 .venv/installed: requirements-dev.txt
 	@python3 -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'gatedrnn needs Python 3.10 or newer')"

@@ -1,11 +1,16 @@
 """Builds gatedrnn._C, one abi3 module on the LibTorch stable ABI; the rest is in pyproject.toml.
 
     pip install --no-build-isolation .   the package (-e . for an editable one)
-    python setup.py build_kernels        build/kernels/gatedrnn_kernels: the raw kernels on NumPy
-                                         arrays, for the kernel tests and microbenchmarks
+    python setup.py build_kernels        build/kernels/gatedrnn_kernels: the raw kernels of the CPU
+                                         on NumPy arrays, for kernel tests and microbenchmarks
+    python setup.py build_emulated       build/emulated: the CUDA path, its kernels emulated on the
+                                         CPU: as ops on CPU tensors, and on NumPy arrays
 
-Environment: CXX; GATEDRNN_WERROR=1 makes warnings errors; GATEDRNN_SANITIZE=1 is for
-AddressSanitizer and UBSan in build_kernels.
+CUDA kernels are built where nvcc is found; they serve CUDA builds of torch, and the same binary
+serves the others. Environment: GATEDRNN_CUDA=0 does without, =1 insists; CUDA_HOME;
+GATEDRNN_CUDA_ARCHS="80;90a" names other architectures than the default ones; CXX; GATEDRNN_WERROR=1
+makes warnings errors; GATEDRNN_SANITIZE=1 is for AddressSanitizer and UBSan in the modules for
+NumPy, =thread for ThreadSanitizer.
 """
 
 import os
@@ -31,19 +36,25 @@ ROOT = Path(__file__).resolve().parent
 TORCH = Path(torch.__file__).parent
 STABLE_ABI = "0x020a000000000000"  # torch 2.10
 LIMITED_API = "0x030a0000"  # Python 3.10
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 CXX = os.environ.get("CXX") or shutil.which("g++") or "c++"
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-ccbin {CXX}"]
+NVCC_FLAGS += ["-Xcompiler -fPIC,-fvisibility=hidden"]
 if os.environ.get("GATEDRNN_WERROR") == "1":  # ours, not for users: a new compiler has new warnings
-    COMMON.append("-Werror")
+    CXX_FLAGS.append("-Werror")
+    NVCC_FLAGS += ["-Werror all-warnings", "-Xptxas --warn-on-spills,--warning-as-error"]
+
 # One body for every instruction set: only its flags and vector width differ. GCC's note that the
 # passing of wide vectors depends on the flags concerns calls across files, of which there are none.
 ISA_FLAGS = ["-Wno-psabi", "-Icsrc"]
-TORCH_BINDINGS = ("library", "layer_forward", "layer_backward", "cell")
 X86_FLAGS = {
     "csrc/cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma"],
 }
-KERNELS: dict[str, list[str]] = {
+Objects = dict[str, list[str]]  # source: its own flags
+KERNELS: Objects = {
     "csrc/plan.cpp": [],
     "csrc/cpu/layer.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
@@ -51,6 +62,44 @@ KERNELS: dict[str, list[str]] = {
 }
 if platform.machine() in ("x86_64", "AMD64"):
     KERNELS |= {source: flags + ISA_FLAGS for source, flags in X86_FLAGS.items()}
+# Torch's headers are not ours to warn about, hence -isystem.
+TORCH_FLAGS = [
+    f"-isystem {TORCH / 'include'}",
+    f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+    "-DTORCH_STABLE_ONLY",
+]
+# By GATEDRNN_SANITIZE: what the folder's name ends in, and flags.
+SANITIZERS = {
+    "": ("", []),
+    "1": ("_sanitized", ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]),
+    "thread": ("_thread", ["-fsanitize=thread", "-g", "-O1"]),
+}
+TORCH_BINDINGS = ("library", "built", "layer_forward", "layer_backward", "cell")
+TORCH_LINK = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+
+
+def found(pattern: str, flags: list[str]) -> Objects:
+    return {str(p.relative_to(ROOT)): flags for p in sorted(ROOT.glob(pattern))}
+
+
+def nvcc() -> str | None:
+    """The compiler of CUDA, if its kernels are to be built."""
+    wanted, home = os.environ.get("GATEDRNN_CUDA", "auto"), os.environ.get("CUDA_HOME")
+    if wanted == "0":
+        return None
+    found = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if not found and wanted == "1":
+        sys.exit("GATEDRNN_CUDA=1, but there is no nvcc on PATH, nor under CUDA_HOME")
+    return found
+
+
+def architectures(cuda: str) -> list[str]:
+    """What to compile for: as asked, or else all of ours that this nvcc knows."""
+    asked = os.environ.get("GATEDRNN_CUDA_ARCHS")
+    if asked:
+        return asked.split(";")
+    known = subprocess.check_output([cuda, "--list-gpu-code"], text=True).split()
+    return [a for a in ARCHITECTURES if f"sm_{a.rstrip('a')}" in known]
 
 
 def ninja() -> str:
@@ -64,27 +113,38 @@ def ninja() -> str:
     return str(Path(BIN_DIR) / "ninja")
 
 
-def build(objects: dict[str, list[str]], link: list[str], folder: Path, target: Path) -> None:
-    """Compile every source with its own flags, several at once, and link them into `target`."""
+def build(
+    targets: dict[Path, tuple[Objects, list[str]]], folder: Path, cuda: str | None = None
+) -> None:
+    """Compile every source with its own flags, several at once, and link them into the targets.
+
+    A target comes with its objects and the linker's flags. Sources that end in .cu are compiled by
+    `cuda`, or as C++ if it is None.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    compilers = {".c": f"{CXX} -fPIC", ".cpp": " ".join([CXX, *CXX_FLAGS])}
+    compilers[".cu"] = " ".join([cuda, *NVCC_FLAGS]) if cuda else compilers[".cpp"] + " -x c++"
+    linker = f"{cuda} -ccbin {CXX}" if cuda else CXX  # nvcc knows where its runtime library is
     rules = [
         f"builddir = {_escape(folder)}",
         "rule compile",
-        f"  command = {CXX} $flags -MMD -MF $out.d -c $in -o $out",
+        "  command = $compiler $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = {CXX} -shared $in $flags -o $out",
+        f"  command = {linker} -shared $in $flags -o $out",
     ]
-    names = []
-    for source, flags in objects.items():
-        name = (folder / Path(source).name).with_suffix(".o")
-        names.append(_escape(name))
-        rules += [f"build {names[-1]}: compile {_escape(ROOT / source)}"]
-        rules += [f"  flags = {' '.join(COMMON if source.endswith('.cpp') else ['-fPIC'])} "
-                  + " ".join(flags)]
-    rules += [f"build {_escape(target)}: link {' '.join(names)}", f"  flags = {' '.join(link)}"]
+    every = {source: flags for objects, _ in targets.values() for source, flags in objects.items()}
+    for source, flags in every.items():
+        rules += [
+            f"build {_escape(folder / source)}.o: compile {_escape(ROOT / source)}",
+            f"  compiler = {compilers[Path(source).suffix]}",
+            f"  flags = {' '.join(flags)}",
+        ]
+    for target, (objects, link) in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        names = [f"{_escape(folder / source)}.o" for source in objects]
+        rules += [f"build {_escape(target)}: link {' '.join(names)}", f"  flags = {' '.join(link)}"]
     file = folder / "build.ninja"
     file.write_text("\n".join(rules) + "\n")
     subprocess.run([ninja(), "--quiet", "-f", str(file)], cwd=ROOT, check=True)
@@ -96,50 +156,85 @@ def _escape(path: Path) -> str:
 
 class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        # Torch's headers are not ours to warn about, hence -isystem.
-        glue = [
-            f"-isystem {TORCH / 'include'}",
-            f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
-            "-DTORCH_STABLE_ONLY",
-        ]
         python = [f"-I{sysconfig.get_path('include')}", f"-DPy_LIMITED_API={LIMITED_API}"]
-        objects = KERNELS | {
-            **{f"csrc/bindings/{name}.cpp": glue for name in TORCH_BINDINGS},
-            "csrc/module.c": python,
-        }
-        link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+        bindings = {f"csrc/bindings/{name}.cpp": TORCH_FLAGS for name in TORCH_BINDINGS}
+        objects = KERNELS | bindings | {"csrc/module.c": python}
+        link, cuda, summary = TORCH_LINK, nvcc(), "only"
+        if cuda:
+            numbers = architectures(cuda)
+            codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in numbers]
+            # PTX of the last one is for GPUs to come.
+            codes.append(f"-gencode arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+            flags = [*TORCH_FLAGS, f"-DGATEDRNN_CUDA='\"{';'.join(numbers)}\"'"]
+            objects |= found("csrc/cuda/*.cu", codes)
+            objects |= found("csrc/bindings/cuda/*.cpp", flags)
+            objects["csrc/bindings/built.cpp"] = flags
+            # Nothing is called in libtorch, but it brings in what a CUDA build of torch has.
+            link = ["-Xlinker --no-as-needed,--exclude-libs,ALL", *link, "-ltorch"]
+            summary = f"and CUDA for {';'.join(numbers)} ({cuda})"
+        print("gatedrnn: CPU kernels", summary)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build(objects, link, Path(self.build_temp).resolve(), target)
+        build({target: (objects, link)}, Path(self.build_temp).resolve(), cuda)
 
 
-class BuildKernels(Command):
-    description = "build the raw kernels as a NumPy module, for tests and microbenchmarks"
+class BuildModule(Command):
     user_options: list[tuple[str, str | None, str]] = []  # noqa: RUF012 (setuptools asks for a list)
 
     def initialize_options(self) -> None: ...
     def finalize_options(self) -> None: ...
 
-    def run(self) -> None:
-        import pybind11
 
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
-        include = [
-            f"-isystem {pybind11.get_include()}",
-            f"-isystem {sysconfig.get_path('include')}",
-            "-fopenmp",
-        ]
-        objects = KERNELS | {"csrc/bindings/numpy.cpp": include}
-        link, folder = ["-fopenmp"], "kernels"
-        if os.environ.get("GATEDRNN_SANITIZE") == "1":
-            sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
-            objects = {source: flags + sanitize for source, flags in objects.items()}
-            link, folder = link + sanitize, "kernels_sanitized"
-        target = ROOT / "build" / folder / f"gatedrnn_kernels{suffix}"
-        build(objects, link, ROOT / "build" / f"temp_{folder}", target)
+class BuildKernels(BuildModule):
+    description = "build the raw kernels as a NumPy module, for tests and microbenchmarks"
+
+    def run(self) -> None:
+        name, sanitize = SANITIZERS[os.environ.get("GATEDRNN_SANITIZE", "")]
+        objects = KERNELS | {"csrc/bindings/numpy.cpp": [*pybind11_flags(), "-fopenmp"]}
+        objects = {source: flags + sanitize for source, flags in objects.items()}
+        target = ROOT / "build" / f"kernels{name}" / f"gatedrnn_kernels{SUFFIX}"
+        build({target: (objects, ["-fopenmp", *sanitize])}, ROOT / "build" / f"temp_kernels{name}")
+
+
+class BuildEmulated(BuildModule):
+    description = "build the CUDA path over an emulator: torch's ops on CPU tensors, and for NumPy"
+
+    def run(self) -> None:
+        name, sanitize = SANITIZERS[os.environ.get("GATEDRNN_SANITIZE", "")]
+        flags = ["-O2", "-DGATEDRNN_EMULATE", "-Itests/cuda_emulator", "-Wno-unknown-pragmas"]
+        kernels = {"csrc/plan.cpp": [], **found("csrc/cuda/*.cu", flags)}
+        emulator = {"tests/cuda_emulator/cuda_emulator.cpp": flags}
+        numpy = found("csrc/bindings/numpy_cuda.cpp", flags + pybind11_flags())
+        objects = {source: flags + sanitize for source, flags in (kernels | numpy).items()}
+        # Where threads stand in for fibers, what keeps them in step is not to be looked at.
+        ours = ["-DGATEDRNN_EMULATOR_TSAN"] if name == "_thread" else sanitize
+        objects |= {source: flags + ours for source, flags in emulator.items()}
+        folder = ROOT / "build" / f"emulated{name}"
+        targets = {}
+        if numpy:
+            targets[folder / f"gatedrnn_cuda_kernels{SUFFIX}"] = objects, sanitize
+        if not sanitize:
+            torch_flags = [*TORCH_FLAGS, *flags, "-DGATEDRNN_CUDA='\"emulated\"'"]
+            bindings = found("csrc/bindings/cuda/*.cpp", torch_flags)
+            doubles = ("cublas_double", "gemm_op")
+            bindings |= {f"tests/cuda_emulator/{file}.cpp": torch_flags for file in doubles}
+            bindings |= {"csrc/bindings/library.cpp": torch_flags}
+            objects = kernels | emulator | bindings
+            targets[folder / "gatedrnn_emulated.so"] = objects, TORCH_LINK
+        build(targets, ROOT / "build" / f"temp_emulated{name}")
+
+
+def pybind11_flags() -> list[str]:
+    import pybind11
+
+    return [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
 
 
 setup(
     ext_modules=[Extension("gatedrnn._C", ["csrc/module.c"], py_limited_api=True)],
-    cmdclass={"build_ext": BuildExtension, "build_kernels": BuildKernels},
+    cmdclass={
+        "build_ext": BuildExtension,
+        "build_kernels": BuildKernels,
+        "build_emulated": BuildEmulated,
+    },
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -9,6 +9,17 @@ from . import functional
 from ._version import __version__
 from .cells import GRUCell, LSTMCell
 from .convert import convert, revert
+from .explain import explain
 from .modules import GRU, LSTM
 
-__all__ = ["GRU", "LSTM", "GRUCell", "LSTMCell", "__version__", "convert", "functional", "revert"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "GRUCell",
+    "LSTMCell",
+    "__version__",
+    "convert",
+    "explain",
+    "functional",
+    "revert",
+]

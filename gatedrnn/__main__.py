@@ -21,6 +21,7 @@ def _processor() -> str:
 
 def report() -> str:
     """The report's text: one fact a line."""
+    built = raw.cuda_architectures()
     facts = {
         "gatedrnn": __version__,
         "torch": torch.__version__,
@@ -29,7 +30,7 @@ def report() -> str:
         "processor": f"{_processor()} ({platform.machine()})",
         "instruction set in use": f"{raw.instruction_set()} (GATEDRNN_CPU_ISA forces another)",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads)",
-        "CUDA kernels": "not built: this version computes on the CPU",
+        "CUDA kernels": f"for architectures {built}" if built else "not built (they need nvcc)",
         "CUDA of torch": torch.version.cuda or "none",
         "module": raw.extension_file(),
     }

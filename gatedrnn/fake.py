@@ -9,13 +9,13 @@ from torch import Tensor
 _Kernel = TypeVar("_Kernel", bound=Callable[..., object])
 
 
-# By op: also for eager tensors, where they allocate what the op would.
-KERNELS: dict[Callable[..., object], Callable[..., object]] = {}
+# By name: also for eager tensors, where they allocate what the op would.
+KERNELS: dict[str, Callable[..., object]] = {}
 
 
 def _fake(op: str) -> Callable[[_Kernel], _Kernel]:
     def register(kernel: _Kernel) -> _Kernel:
-        KERNELS[getattr(torch.ops.gatedrnn, op).default] = kernel
+        KERNELS[op] = kernel
         return torch.library.register_fake(f"gatedrnn::{op}")(kernel)
 
     return register
@@ -34,6 +34,7 @@ def _gru_forward(
     bias: bool,
     batch_sizes: Tensor | None,
     train: bool,
+    tf32: bool,
 ) -> tuple[Tensor, ...]:
     d, hidden, rows = _layer(x, h0, weights[0], 3)
     gates = x.new_empty([*rows, d * 3 * hidden] if train else [0])
@@ -53,6 +54,7 @@ def _gru_backward(
     gates: Tensor,
     need_input: bool,
     need_weights: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     return _gradient(x, need_input), x.new_empty(h0.shape), _gradients(weights, need_weights)
 
@@ -66,10 +68,11 @@ def _lstm_forward(
     bias: bool,
     batch_sizes: Tensor | None,
     train: bool,
+    tf32: bool,
 ) -> tuple[Tensor, ...]:
     d, hidden, rows = _layer(x, h0, weights[0], 4)
     gates = x.new_empty([*rows, d * 4 * hidden] if train else [0])
-    c = x.new_empty([*rows, d * hidden] if train else [0])
+    c = x.new_empty([*rows, d * hidden] if train else [0], dtype=_cell_dtype(x.dtype))
     y = x.new_empty([*rows, d * h0.size(2)])
     return y, x.new_empty(h0.shape), x.new_empty(c0.shape), gates, c
 
@@ -90,6 +93,7 @@ def _lstm_backward(
     c: Tensor,
     need_input: bool,
     need_weights: bool,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     states = x.new_empty(h0.shape), x.new_empty(c0.shape)
     return _gradient(x, need_input), *states, _gradients(weights, need_weights)
@@ -156,6 +160,11 @@ def _lstm_cell_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     dweights = _gradients(_cell_weights(w_ih, w_hh, bias), need_weights)
     return _gradient(x, need_input), x.new_empty(h.shape), x.new_empty(c.shape), dweights
+
+
+def _cell_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of an LSTM's cell states of all steps: those of 16 bits are kept as they are carried."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def _gradient(x: Tensor, needed: bool) -> Tensor:

@@ -9,7 +9,7 @@ The reference takes over where kernels cannot follow: complex numbers, devices w
 forward-mode derivatives and vmap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,18 +18,29 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from . import traced
-from .raw import KERNELS, Call, Gradients, Tensors
+from .raw import HAS_CUDA, KERNELS, Call, Gradients, Tensors, has_kernels
 
 __all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer"]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
-_NATIVE = (torch.float32, torch.float64)
+
+
+def _in_float32(run: Callable[[Call, Tensors], Tensors], call: Call, tensors: Tensors) -> Tensors:
+    """A call of 16 bits, carried in float32 from the first step to the last and rounded once."""
+    outputs = run(call, tuple(t.float() for t in tensors))
+    return tuple(o.to(tensors[0].dtype) for o in outputs)
+
+
+def _reference(call: Call, tensors: Tensors) -> Tensors:
+    reference = KERNELS[call.kernel].reference
+    if tensors[0].dtype in _LOW_PRECISION:
+        return _in_float32(reference, call, tensors)
+    return reference(call, tensors)
 
 
 def _reference_backward(call: Call, tensors: Tensors, cotangents: Gradients) -> Gradients:
     """The gradients of all tensors by the reference, themselves differentiable."""
-    kernel = KERNELS[call.kernel]
-    outputs, vjp = torch.func.vjp(lambda *t: kernel.reference(call, t), *tensors)[:2]
+    outputs, vjp = torch.func.vjp(lambda *t: _reference(call, t), *tensors)[:2]
     pairs = zip(outputs, cotangents, strict=True)
     return list(vjp(tuple(torch.zeros_like(o) if d is None else d for o, d in pairs)))
 
@@ -119,7 +130,7 @@ def _in_vmap() -> bool:
 
 def _run(call: Call, tensors: Tensors) -> Tensors:
     kernel, x = KERNELS[call.kernel], tensors[0]
-    if x.dtype not in _NATIVE or not x.is_cpu or _is_watched():
+    if not has_kernels(x) or _is_watched():
         return _run_watched(call, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _EagerForward.apply(call, *tensors)[: kernel.outputs]
@@ -138,17 +149,16 @@ def _is_watched() -> bool:
 
 def _run_watched(call: Call, tensors: Tensors) -> Tensors:
     kernel, x = KERNELS[call.kernel], tensors[0]
-    if x.device.type == "cuda":
+    if x.is_cuda and not HAS_CUDA:
         raise RuntimeError(
-            f"gatedrnn: the input is on {x.device}, but this version of gatedrnn has kernels for "
-            "the CPU only; gatedrnn.revert(model) puts torch.nn's modules back"
+            f"gatedrnn: the input is on {x.device}, but this gatedrnn was built without CUDA: "
+            "build it again with nvcc on PATH, or with CUDA_HOME saying where it is; "
+            "gatedrnn.revert(model) puts torch.nn's modules back"
         )
-    if x.dtype in _LOW_PRECISION:
-        # Carried in float32 from the first step to the last, rounded once.
-        outputs = _run(call, tuple(t.float() for t in tensors))
-        return tuple(o.to(x.dtype) for o in outputs)
+    if x.dtype in _LOW_PRECISION and not has_kernels(x):
+        return _in_float32(_run, call, tensors)
     if _needs_reference(x):
-        return kernel.reference(call, tensors)
+        return _reference(call, tensors)
     if traced.is_recording():
         return traced.run(call, tensors)
     if torch._C._are_functorch_transforms_active() or (
@@ -159,7 +169,7 @@ def _run_watched(call: Call, tensors: Tensors) -> Tensors:
 
 
 def _needs_reference(x: Tensor) -> bool:
-    if x.dtype not in _NATIVE or x.device.type not in ("cpu", "meta"):
+    if not has_kernels(x):
         return True
     if torch.compiler.is_compiling():
         # A compiled torch.func transform over a Function returns zeros without a word (torch 2.13).

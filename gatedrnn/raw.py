@@ -23,9 +23,23 @@ except ImportError as error:
 
 from . import fake
 
-__all__ = ["KERNELS", "Call", "Gradients", "Kernel", "Tensors", "instruction_set"]
+__all__ = [
+    "HAS_CUDA",
+    "KERNELS",
+    "Call",
+    "Gradients",
+    "Kernel",
+    "Tensors",
+    "cuda_architectures",
+    "extension_file",
+    "has_kernels",
+    "instruction_set",
+    "tf32_allowed",
+]
 
+# Tests exchange both, so that the CUDA ops with emulated kernels run on CPU tensors.
 _ops = torch.ops.gatedrnn
+_emulated = False
 
 Tensors = tuple[Tensor, ...]
 Gradients = list[Tensor | None]
@@ -56,7 +70,12 @@ def instruction_set() -> str:
 
     Raises RuntimeError if GATEDRNN_CPU_ISA names one that this machine lacks.
     """
-    return _ops.instruction_set()
+    return torch.ops.gatedrnn.instruction_set()
+
+
+def cuda_architectures() -> str:
+    """The architectures that CUDA kernels were built for, as in "80;90a"; empty without any."""
+    return torch.ops.gatedrnn.cuda_architectures()
 
 
 def extension_file() -> str:
@@ -64,24 +83,57 @@ def extension_file() -> str:
     return str(_C.__file__)
 
 
+def has_kernels(x: Tensor) -> bool:
+    """Whether there are kernels for tensors of x's device and dtype as they are."""
+    if x.is_cuda or _emulated:
+        return x.dtype in _CUDA_DTYPES and (HAS_CUDA or _emulated)
+    return x.dtype in _CPU_DTYPES and (x.is_cpu or x.is_meta)
+
+
+def _tf32(x: Tensor) -> bool:
+    """Whether products of x may be of TF32: the switch that torch's own recurrent layers obey."""
+    return x.dtype is torch.float32 and (x.is_cuda or _emulated) and tf32_allowed()
+
+
+def tf32_allowed() -> bool:
+    """Whether torch's switches let recurrent layers round float32 to TF32."""
+    return torch.backends.cudnn.rnn.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 def _run(op: Callable[..., Any], *arguments: Any) -> Any:
-    if torch.is_autocast_enabled("cpu"):
+    if torch._C._is_any_autocast_enabled():
         # The ops' own matrix products must keep the dtype that they were given.
-        with torch.autocast("cpu", enabled=False):
-            return _run(op, *arguments)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return _call(op, arguments)
+    return _call(op, arguments)
+
+
+def _call(op: Callable[..., Any], arguments: Any) -> Any:
     try:
         return op(*arguments)
     except RuntimeError as error:
         if "API call failed" in str(error):
-            # The stable ABI has lost the text of an inner error, which is a failed allocation: the
-            # fake kernel makes the same results out of the same tensors, and so meets it again.
-            fake.KERNELS[op](*arguments)
+            _allocate_again(op, arguments)
         raise
+
+
+def _allocate_again(op: Any, arguments: Any) -> None:
+    """Raise what an op has met whose error the stable ABI has lost the text of.
+
+    That is a failed allocation: the fake kernel makes the same results out of the same tensors, and
+    so meets it again, unless it was of what a CUDA op works with.
+    """
+    fake.KERNELS[op.name().partition("::")[2]](*arguments)
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # or it is an earlier kernel's failure, which shows here
+        raise torch.OutOfMemoryError(f"CUDA out of memory: gatedrnn could not allocate on {device}")
 
 
 def _gru_forward(call: Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, *weights = tensors
-    return _run(_ops.gru_forward.default, x, h0, weights, call.bias, call.batch_sizes, train)
+    layer = x, h0, weights, call.bias, call.batch_sizes
+    return _run(_ops.gru_forward.default, *layer, train, _tf32(x))
 
 
 def _gru_backward(
@@ -90,13 +142,14 @@ def _gru_backward(
     x, h0, *weights = tensors
     layer = x, h0, weights, call.bias, call.batch_sizes
     op = _ops.gru_backward.default
-    dx, dh0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights)
+    dx, dh0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights, _tf32(x))
     return [dx, dh0, *dweights]
 
 
 def _lstm_forward(call: Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, c0, *weights = tensors
-    return _run(_ops.lstm_forward.default, x, h0, c0, weights, call.bias, call.batch_sizes, train)
+    layer = x, h0, c0, weights, call.bias, call.batch_sizes
+    return _run(_ops.lstm_forward.default, *layer, train, _tf32(x))
 
 
 def _lstm_backward(
@@ -105,7 +158,7 @@ def _lstm_backward(
     x, h0, c0, *weights = tensors
     layer = x, h0, c0, weights, call.bias, call.batch_sizes
     op = _ops.lstm_backward.default
-    dx, dh0, dc0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights)
+    dx, dh0, dc0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights, _tf32(x))
     return [dx, dh0, dc0, *dweights]
 
 
@@ -184,4 +237,7 @@ KERNELS = {
     ),
 }
 
+_CPU_DTYPES = (torch.float32, torch.float64)
+_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
+HAS_CUDA = bool(cuda_architectures())
 instruction_set()  # so that a wrong GATEDRNN_CPU_ISA is told now

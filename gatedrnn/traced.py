@@ -51,7 +51,8 @@ def _define(name: str) -> None:
         found = kernel.backward(ctx.call, cotangents, saved[:count], saved[count:], True, True)
         return found, None, None
 
-    _library.impl(f"{name}_traced", forward, "CPU")
+    for key in ("CPU", "CUDA"):
+        _library.impl(f"{name}_traced", forward, key)
     torch.library.register_fake(op, forward, lib=_library)
     torch.library.register_autograd(op, backward, setup_context=setup_context, lib=_library)
 

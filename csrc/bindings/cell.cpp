@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "torch.h"
+#include "cell.h"
 
 namespace gatedrnn {
 namespace {
@@ -10,26 +10,6 @@ namespace {
 // Up to here the raw weights are read faster by our own kernel than by a general matrix product.
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kFewRowsBackward = 8;
-
-struct Step {
-  Cell cell;
-  int64_t B, I, H, G;
-};
-
-Step step_of(Cell cell, const Tensor& x, const Tensor& h, const Tensor& w_ih, const Tensor& w_hh,
-             const OptionalTensor& b_ih, const OptionalTensor& b_hh) {
-  const ScalarType type = x.scalar_type();
-  expect(type == ScalarType::Float || type == ScalarType::Double,
-         "the kernels take float32 and float64");
-  expect(x.dim() == 2 && h.dim() == 2, "expected 2-D input and state");
-  const Step s{cell, x.size(0), x.size(1), h.size(1), cell == Cell::gru ? 3 : 4};
-  check(h, "h", type, {s.B, s.H});
-  check(w_ih, "w_ih", type, {s.G * s.H, s.I});
-  check(w_hh, "w_hh", type, {s.G * s.H, s.H});
-  if (b_ih) check(*b_ih, "b_ih", type, {s.G * s.H});
-  if (b_hh) check(*b_hh, "b_hh", type, {s.G * s.H});
-  return s;
-}
 
 template <class Real>
 void forward(const Step& s, const Tensor& x_in, const Tensor& h_in, const OptionalTensor& c_in,
@@ -70,7 +50,7 @@ std::tuple<Tensor, Tensor> gru_cell_forward_cpu(const Tensor& x, const Tensor& h
                                                 const Tensor& w_ih, const Tensor& w_hh,
                                                 const OptionalTensor& b_ih,
                                                 const OptionalTensor& b_hh, bool train) {
-  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, b_ih, b_hh);
+  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, b_ih, b_hh, Device::cpu);
   const Tensor h_next = empty(x, {s.B, s.H});
   const Tensor saved =
       empty(x, train ? std::vector<int64_t>{s.B, 4 * s.H} : std::vector<int64_t>{0});
@@ -84,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(const Tensor& x, const 
                                                          const Tensor& w_hh,
                                                          const OptionalTensor& b_ih,
                                                          const OptionalTensor& b_hh, bool train) {
-  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, b_ih, b_hh);
+  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, b_ih, b_hh, Device::cpu);
   check(c, "c", x.scalar_type(), {s.B, s.H});
   const Tensor h_next = empty(x, {s.B, s.H}), c_next = empty(x, {s.B, s.H});
   const Tensor saved =
@@ -93,11 +73,6 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(const Tensor& x, const 
   run(s, x, h, c, w_ih, w_hh, b_ih, b_hh, h_next, c_next, saved, train);
   return {h_next, c_next, saved};
 }
-
-struct StepGradients {
-  Tensor dx, dh, dc;
-  Tensors dweights;
-};
 
 template <class Real>
 StepGradients backward(const Step& s, const OptionalTensor& dh_in, const OptionalTensor& dc_in,
@@ -159,17 +134,8 @@ StepGradients backward(const Step& s, const OptionalTensor& dh_in, const Optiona
     if (need_weights && bias) out.dweights.insert(out.dweights.end(), {db_ih, db_hh});
     return out;
   }
-  out.dx = need_input ? mm(dgates_x, w_ih_in) : empty(x_in, {0});
-  out.dh = mm(dgates_h, w_hh_in);
-  if (gru) out.dh = add(out.dh, direct);
-  if (!need_weights) return out;
-  out.dweights.push_back(mm(transposed(dgates_x), x_in));
-  out.dweights.push_back(mm(transposed(dgates_h), h));
-  if (bias) {
-    out.dweights.push_back(torch::stable::sum(dgates_x, std::vector<int64_t>{0}));
-    out.dweights.push_back(torch::stable::sum(dgates_h, std::vector<int64_t>{0}));
-  }
-  return out;
+  return products_of(s, dgates_x, dgates_h, direct, x_in, h, w_ih_in, w_hh_in, bias, need_input,
+                     need_weights);
 }
 
 std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const OptionalTensor& dh, const Tensor& x,
@@ -177,9 +143,8 @@ std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const OptionalTensor& 
                                                           const Tensor& w_hh, bool bias,
                                                           const Tensor& saved, bool need_input,
                                                           bool need_weights) {
-  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, std::nullopt, std::nullopt);
-  check(saved, "saved", x.scalar_type(), {s.B, 4 * s.H});
-  if (dh) check(*dh, "dh", x.scalar_type(), {s.B, s.H});
+  const Step s = step_of(Cell::gru, x, h, w_ih, w_hh, std::nullopt, std::nullopt, Device::cpu);
+  check_step(s, x.scalar_type(), saved, dh, std::nullopt, std::nullopt);
   const auto run = x.scalar_type() == ScalarType::Float ? backward<float> : backward<double>;
   StepGradients g = run(s, dh, std::nullopt, x, h, std::nullopt, w_ih, w_hh, bias, saved,
                         need_input, need_weights);
@@ -190,12 +155,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_cell_backward_cpu(
     const OptionalTensor& dh, const OptionalTensor& dc, const Tensor& x, const Tensor& h,
     const Tensor& c, const Tensor& w_ih, const Tensor& w_hh, bool bias, const Tensor& saved,
     bool need_input, bool need_weights) {
-  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, std::nullopt, std::nullopt);
+  const Step s = step_of(Cell::lstm, x, h, w_ih, w_hh, std::nullopt, std::nullopt, Device::cpu);
   const ScalarType type = x.scalar_type();
-  check(c, "c", type, {s.B, s.H});
-  check(saved, "saved", type, {s.B, 5 * s.H});
-  if (dh) check(*dh, "dh", type, {s.B, s.H});
-  if (dc) check(*dc, "dc", type, {s.B, s.H});
+  check_step(s, type, saved, dh, dc, c);
   const auto run = type == ScalarType::Float ? backward<float> : backward<double>;
   StepGradients g = run(s, dh, dc, x, h, c, w_ih, w_hh, bias, saved, need_input, need_weights);
   return {g.dx, g.dh, g.dc, g.dweights};

@@ -49,15 +49,15 @@ struct Layer {
 
 // Checks the arguments that forward and backward have in common.
 inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensors& weights,
-                      bool bias, const OptionalTensor& batch_sizes) {
+                      bool bias, const OptionalTensor& batch_sizes, Device device) {
   Layer l{};
   l.cell = cell;
   l.G = cell == Cell::gru ? 3 : 4;
   const ScalarType type = x.scalar_type();
-  expect(type == ScalarType::Float || type == ScalarType::Double,
-         "the kernels take float32 and float64");
+  expect_type(type, device);
   expect(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2),
          "expected h0 of shape (directions, batch, hidden), got ", h0);
+  expect(h0.scalar_type() == type, "h0 has the wrong dtype");
   expect(x.dim() == (batch_sizes ? 2 : 3), "the input has ", x.dim(), " dimensions");
   l.D = int(h0.size(0));
   l.B = h0.size(1);
@@ -104,6 +104,23 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
   }
   l.x = x.stride(x.dim() - 1) == 1 ? x : contiguous_of(x);
   return l;
+}
+
+// Checks what backward has besides: the cotangents, and what forward has saved. `c_type` is that of
+// the cell states, c.
+inline void check_backward(const Layer& l, const OptionalTensor& dy, const OptionalTensor& dhn,
+                           const OptionalTensor& dcn, const OptionalTensor& c0, const Tensor& y,
+                           const Tensor& gates, const OptionalTensor& c, ScalarType c_type) {
+  const ScalarType type = l.x.scalar_type();
+  check(y, "y", type, l.rows_of(l.D * l.P));
+  check(gates, "gates", type, l.rows_of(l.D * l.G * l.H));
+  if (c0) check(*c0, "c0", type, {l.D, l.B, l.H});
+  if (c) check(*c, "c", c_type, l.rows_of(l.D * l.H));
+  expect(y.is_contiguous() && gates.is_contiguous() && (!c || c->is_contiguous()),
+         "saved tensors must be contiguous");
+  if (dy) check(*dy, "dy", type, l.rows_of(l.D * l.P));
+  if (dhn) check(*dhn, "dhn", type, {l.D, l.B, l.P});
+  if (dcn) check(*dcn, "dcn", type, {l.D, l.B, l.H});
 }
 
 }  // namespace gatedrnn

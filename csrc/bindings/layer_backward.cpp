@@ -100,7 +100,7 @@ template <class Real>
 LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const OptionalTensor& dhn_in,
                         const OptionalTensor& dcn_in, const Tensor& h0_in,
                         const OptionalTensor& c0_in, const Tensor& y, const Tensor& gates,
-                        const Tensor& c, bool need_input, bool need_weights) {
+                        const OptionalTensor& c, bool need_input, bool need_weights) {
   const bool lstm = l.cell == Cell::lstm;
   const int64_t G = l.G, H = l.H, P = l.P, D = l.D;
   const Tensor h0 = contiguous_of(h0_in);
@@ -191,28 +191,20 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
 
 LayerGradients backward(const Layer& l, const OptionalTensor& dy, const OptionalTensor& dhn,
                         const OptionalTensor& dcn, const Tensor& h0, const OptionalTensor& c0,
-                        const Tensor& y, const Tensor& gates, const Tensor& c, bool need_input,
-                        bool need_weights) {
+                        const Tensor& y, const Tensor& gates, const OptionalTensor& c,
+                        bool need_input, bool need_weights) {
   const ScalarType type = l.x.scalar_type();
-  check(y, "y", type, l.rows_of(l.D * l.P));
-  check(gates, "gates", type, l.rows_of(l.D * l.G * l.H));
-  expect(y.is_contiguous() && gates.is_contiguous() && c.is_contiguous(),
-         "saved tensors must be contiguous");
-  if (dy) check(*dy, "dy", type, l.rows_of(l.D * l.P));
-  if (dhn) check(*dhn, "dhn", type, {l.D, l.B, l.P});
-  if (dcn) check(*dcn, "dcn", type, {l.D, l.B, l.H});
+  check_backward(l, dy, dhn, dcn, c0, y, gates, c, type);
   const auto run = type == ScalarType::Float ? backward<float> : backward<double>;
   return run(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
 }
 
-std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(const OptionalTensor& dy,
-                                                     const OptionalTensor& dhn, const Tensor& x,
-                                                     const Tensor& h0, const Tensors& weights,
-                                                     bool bias, const OptionalTensor& batch_sizes,
-                                                     const Tensor& y, const Tensor& gates,
-                                                     bool need_input, bool need_weights) {
-  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
-  LayerGradients g = backward(l, dy, dhn, std::nullopt, h0, std::nullopt, y, gates, gates,
+std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
+    const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
+    const Tensor& gates, bool need_input, bool need_weights, bool /* tf32 */) {
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cpu);
+  LayerGradients g = backward(l, dy, dhn, std::nullopt, h0, std::nullopt, y, gates, std::nullopt,
                               need_input, need_weights);
   return {g.dx, g.dh0, g.dweights};
 }
@@ -221,10 +213,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcn, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
-    bool need_input, bool need_weights) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
-  check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
-  check(c, "c", x.scalar_type(), l.rows_of(l.D * l.H));
+    bool need_input, bool need_weights, bool /* tf32 */) {
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cpu);
   LayerGradients g = backward(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
   return {g.dx, g.dh0, g.dc0, g.dweights};
 }

@@ -93,16 +93,17 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
 
 std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor& h0,
                                                    const Tensors& weights, bool bias,
-                                                   const OptionalTensor& batch_sizes, bool train) {
-  LayerOutput out =
-      forward(layer_of(Cell::gru, x, h0, weights, bias, batch_sizes), h0, std::nullopt, train);
+                                                   const OptionalTensor& batch_sizes, bool train,
+                                                   bool /* tf32 */) {
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cpu);
+  LayerOutput out = forward(l, h0, std::nullopt, train);
   return {out.y, out.hn, out.gates};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
-    const OptionalTensor& batch_sizes, bool train) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
+    const OptionalTensor& batch_sizes, bool train, bool /* tf32 */) {
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cpu);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
   LayerOutput out = forward(l, h0, c0, train);
   return {out.y, out.hn, out.cn, out.gates, out.c};

@@ -2,35 +2,22 @@
 // Python; the checks in these files keep a wrong call from reading foreign memory.
 #include "torch.h"
 
-namespace gatedrnn {
-namespace {
-
-std::string instruction_set_name() {
-  const char* error = instruction_set_error();
-  expect(!error, error ? error : "");
-  return instruction_set().name;
-}
-
-}  // namespace
-}  // namespace gatedrnn
-
-STABLE_TORCH_LIBRARY(gatedrnn, m) {
-  m.def("instruction_set() -> str");
+STABLE_TORCH_LIBRARY_FRAGMENT(GATEDRNN_OPS, m) {
   m.def(
       "gru_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, Tensor? batch_sizes, "
-      "bool train) -> (Tensor y, Tensor hn, Tensor gates)");
+      "bool train, bool tf32) -> (Tensor y, Tensor hn, Tensor gates)");
   m.def(
       "gru_backward(Tensor? dy, Tensor? dhn, Tensor x, Tensor h0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes, Tensor y, Tensor gates, bool need_input, bool need_weights) -> "
-      "(Tensor dx, Tensor dh0, Tensor[] dweights)");
+      "Tensor? batch_sizes, Tensor y, Tensor gates, bool need_input, bool need_weights, bool tf32) "
+      "-> (Tensor dx, Tensor dh0, Tensor[] dweights)");
   m.def(
       "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes, bool train) -> (Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor "
-      "c)");
+      "Tensor? batch_sizes, bool train, bool tf32) -> (Tensor y, Tensor hn, Tensor cn, "
+      "Tensor gates, Tensor c)");
   m.def(
       "lstm_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor x, Tensor h0, Tensor c0, "
       "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "
-      "bool need_input, bool need_weights) -> "
+      "bool need_input, bool need_weights, bool tf32) -> "
       "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
   m.def(
       "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
@@ -46,8 +33,4 @@ STABLE_TORCH_LIBRARY(gatedrnn, m) {
       "lstm_cell_backward(Tensor? dh, Tensor? dc, Tensor x, Tensor h, Tensor c, Tensor w_ih, "
       "Tensor w_hh, bool bias, Tensor saved, bool need_input, bool need_weights) -> "
       "(Tensor dx, Tensor dh_prev, Tensor dc_prev, Tensor[] dweights)");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
-  m.impl("instruction_set", TORCH_BOX(&gatedrnn::instruction_set_name));
 }

@@ -16,6 +16,13 @@
 
 #include "../cpu/layer.h"
 
+// Emulated, the CUDA ops serve CPU tensors, in a namespace of their own.
+#ifdef GATEDRNN_EMULATE
+#define GATEDRNN_OPS gatedrnn_emulated
+#else
+#define GATEDRNN_OPS gatedrnn
+#endif
+
 namespace gatedrnn {
 
 using torch::headeronly::ScalarType;
@@ -103,13 +110,21 @@ void expect(bool condition, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
+enum class Device { cpu, cuda };
+
+inline void expect_type(ScalarType type, Device device) {
+  const bool full = type == ScalarType::Float || type == ScalarType::Double;
+  const bool half = type == ScalarType::Half || type == ScalarType::BFloat16;
+  expect(full || (half && device == Device::cuda), "there are no kernels for this dtype");
+}
+
 inline void check(const Tensor& t, const char* name, ScalarType type, const int64_t* sizes,
                   size_t dim) {
   bool same = size_t(t.dim()) == dim;
   for (size_t k = 0; same && k < dim; ++k) same = t.size(int64_t(k)) == sizes[k];
   if (!same)
     expect(false, "expected ", name, " of shape ", std::vector(sizes, sizes + dim), ", got ", t);
-  expect(t.scalar_type() == type, name, " must have the dtype of the input (float32 or float64)");
+  expect(t.scalar_type() == type, name, " has the wrong dtype");
 }
 
 inline void check(const Tensor& t, const char* name, ScalarType type,

@@ -26,9 +26,9 @@ void release(void* p) { std::free(p); }
 #else
 void* allocate(size_t bytes) {
   void* p = nullptr;
-  return cudaMallocManaged(&p, bytes) == cudaSuccess ? p : nullptr;
+  return cudaMallocHost(&p, bytes) == cudaSuccess ? p : nullptr;
 }
-void release(void* p) { cudaFree(p); }
+void release(void* p) { cudaFreeHost(p); }
 #endif
 
 template <class T>

@@ -1,0 +1,64 @@
+// What this build has, what of it this machine runs, and how a call would be run.
+#include "plans.h"
+#include "torch.h"
+
+namespace gatedrnn {
+namespace {
+
+std::string instruction_set_name() {
+  const char* error = instruction_set_error();
+  expect(!error, error ? error : "");
+  return instruction_set().name;
+}
+
+std::string cuda_architectures() {
+#ifdef GATEDRNN_CUDA
+  return GATEDRNN_CUDA;
+#else
+  return "";
+#endif
+}
+
+// A plan as text, "name=value name=value", for gatedrnn.explain.
+
+std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
+                     int64_t directions, int64_t element) {
+  const Plan p = plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element),
+                           int(torch::stable::get_num_threads())});
+  std::ostringstream text;
+  text << "threads=" << p.threads << " by_rows=" << p.by_rows << " block=" << p.block
+       << " parts=" << p.parts << " project_first=" << p.project_first;
+  return text.str();
+}
+
+std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
+                      int64_t directions, ScalarType type, bool tf32, int64_t architecture,
+                      int64_t multiprocessors) {
+  const CudaPlan p = cuda_plan_of({T, B, I, H, P, int(gates), int(directions), type_of(type), tf32,
+                                   int(architecture), int(multiprocessors)});
+  std::ostringstream text;
+  text << "forward=" << name_of(p.forward) << " forward_tile=" << name_of(p.forward_tile)
+       << " backward=" << name_of(p.backward) << " backward_tile=" << name_of(p.backward_tile);
+  return text.str();
+}
+
+}  // namespace
+}  // namespace gatedrnn
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
+  m.def("instruction_set() -> str");
+  m.def("cuda_architectures() -> str");
+  m.def(
+      "cpu_plan(int T, int B, int I, int H, int P, int gates, int directions, int element) -> "
+      "str");
+  m.def(
+      "cuda_plan(int T, int B, int I, int H, int P, int gates, int directions, ScalarType dtype, "
+      "bool tf32, int architecture, int multiprocessors) -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&gatedrnn::instruction_set_name));
+  m.impl("cuda_architectures", TORCH_BOX(&gatedrnn::cuda_architectures));
+  m.impl("cpu_plan", TORCH_BOX(&gatedrnn::cpu_plan));
+  m.impl("cuda_plan", TORCH_BOX(&gatedrnn::cuda_plan));
+}

@@ -1,0 +1,113 @@
+// A layer's forward op on CUDA tensors: the input's projection by one matrix product a direction,
+// then the time loop.
+#include <algorithm>
+#include <tuple>
+
+#include "device.h"
+#include "layer.h"
+
+namespace gatedrnn {
+namespace {
+
+struct LayerOutput {
+  Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
+};
+
+// W_ih x of all steps, (T, B, G*H) in the order of x's rows in memory, without bias.
+template <class Real>
+Rows<const typename Types<Real>::Wide> input_projection(const Layer& l, const InputRows& x, int d,
+                                                        bool tf32, Tensor& out) {
+  using Wide = typename Types<Real>::Wide;
+  const int64_t N = l.G * l.H;
+  out = empty_of<Wide>(l.x, {l.N, N});
+  Wide* data = writable<Wide>(out);
+  gemm({l.N, N, l.I, x.x.const_data_ptr(), x.stride, false, l.w_ih(d).const_data_ptr(), l.I, true,
+        data, N, type_of<Real>(), type_of<Wide>(), false, tf32});
+  if (x.time_major) return l.at<const Wide>(data, N);
+  return {data, N, l.T * N, nullptr};
+}
+
+template <class Real>
+LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const OptionalTensor& c0,
+                    bool train, bool tf32) {
+  using Wide = typename Types<Real>::Wide;
+  const Tensor& x = l.x;
+  const bool lstm = l.cell == Cell::lstm;
+  const std::vector<int64_t> none{0}, units{l.D, l.B, l.H};
+  LayerOutput out;
+  out.y = empty(x, l.rows_of(l.D * l.P));
+  out.hn = empty(x, {l.D, l.B, l.P});
+  out.gates = empty(x, train ? l.rows_of(l.D * l.G * l.H) : none);
+  out.cn = empty(x, lstm ? units : none);
+  // Inference needs the cell state of one step only.
+  out.c = empty_of<Wide>(x, !lstm ? none : train ? l.rows_of(l.D * l.H) : units);
+  if (l.B == 0) return out;
+
+  const Tensor h = contiguous_of(h0);
+  const OptionalTensor c = contiguous_of(c0);
+  const bool narrow = sizeof(Real) < sizeof(Wide);
+  const Tensor carry = empty_of<Wide>(x, narrow && !lstm ? units : none);
+  const Tensor hidden = empty(x, l.projected ? units : none);
+  const InputRows input = input_rows(l, l.x);
+  Tensor projected[2];
+  CudaForward<Real> p[2] = {};
+  for (int d = 0; d < l.D; ++d) {
+    static_cast<Sizes&>(p[d]) = l.sizes(d);
+    p[d].cell = l.cell;
+    p[d].projected = input_projection<Real>(l, input, d, tf32, projected[d]);
+    p[d].w_hh = pointer<Real>(l.w_hh(d));
+    p[d].b_ih = pointer<Real>(l.b_ih(d));
+    p[d].b_hh = pointer<Real>(l.b_hh(d));
+    p[d].w_hr = pointer<Real>(l.w_hr(d));
+    p[d].h0 = pointer<Real>(h) + d * l.B * l.P;
+    p[d].y = l.at(writable<Real>(out.y), l.D * l.P, d * l.P);
+    p[d].hn = writable<Real>(out.hn) + d * l.B * l.P;
+    if (train) p[d].gates = l.at(writable<Real>(out.gates), l.D * l.G * l.H, d * l.G * l.H);
+    if (narrow && !lstm) p[d].carry = writable<Wide>(carry) + d * l.B * l.H;
+    if (l.projected) p[d].hidden = {writable<Real>(hidden) + d * l.B * l.H, 0, l.H, nullptr};
+    if (lstm) {
+      p[d].c0 = pointer<Real>(c) + d * l.B * l.H;
+      p[d].cn = writable<Real>(out.cn) + d * l.B * l.H;
+      if (train)
+        p[d].c = l.at(writable<Wide>(out.c), l.D * l.H, d * l.H);
+      else
+        p[d].c = {writable<Wide>(out.c) + d * l.B * l.H, 0, l.H, nullptr};
+    }
+  }
+  expect_launched(layer_forward_cuda(plan_of<Real>(l, on, tf32), p, l.D, on.stream));
+  if (!train) out.c = empty_of<Wide>(x, none);
+  return out;
+}
+
+LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0,
+                    const Tensors& weights, bool train, bool tf32) {
+  const OnDevice on(l.x, {h0, c0}, weights);
+  return with_storage_of(l.x,
+                         [&]<class Real>() { return forward<Real>(l, on, h0, c0, train, tf32); });
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_forward_cuda(const Tensor& x, const Tensor& h0,
+                                                    const Tensors& weights, bool bias,
+                                                    const OptionalTensor& batch_sizes, bool train,
+                                                    bool tf32) {
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cuda);
+  LayerOutput out = forward(l, h0, std::nullopt, weights, train, tf32);
+  return {out.y, out.hn, out.gates};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cuda(
+    const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
+    const OptionalTensor& batch_sizes, bool train, bool tf32) {
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cuda);
+  check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
+  LayerOutput out = forward(l, h0, c0, weights, train, tf32);
+  return {out.y, out.hn, out.cn, out.gates, out.c};
+}
+
+}  // namespace
+}  // namespace gatedrnn
+
+STABLE_TORCH_LIBRARY_IMPL(GATEDRNN_OPS, GATEDRNN_CUDA_KEY, m) {
+  m.impl("gru_forward", TORCH_BOX(&gatedrnn::gru_forward_cuda));
+  m.impl("lstm_forward", TORCH_BOX(&gatedrnn::lstm_forward_cuda));
+}

@@ -1,0 +1,299 @@
+// The CUDA kernels on NumPy arrays, run by the test suite's emulator: for kernel tests, which
+// choose product and tile themselves and make all arrays, outputs and scratch too. Never part of
+// the wheel.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "cuda_emulator.h"
+
+#include "../cuda/layer.h"
+
+namespace py = pybind11;
+
+namespace gatedrnn {
+namespace {
+
+void expect(bool condition, const std::string& what) {
+  if (!condition) throw py::value_error(what);
+}
+
+template <class Value>
+Value named(const std::string& name, std::initializer_list<std::pair<const char*, Value>> values) {
+  std::string names;
+  for (const auto& [known, value] : values) {
+    if (name == known) return value;
+    names += std::string(" ") + known;
+  }
+  throw py::value_error("must be one of" + names + ", not " + name);
+}
+
+Cell cell_of(const std::string& name) {
+  return named<Cell>(name, {{"gru", Cell::gru}, {"lstm", Cell::lstm}});
+}
+
+const char* name_of(Product product) {
+  const char* names[] = {"fma", "tf32", "half", "bfloat16"};
+  return names[int(product)];
+}
+
+const char* name_of(Tile tile) { return tile == Tile::wide ? "wide" : "narrow"; }
+
+CudaPlan plan_of(const std::string& product, const std::string& tile) {
+  const auto p = named<Product>(product, {{"fma", Product::fma},
+                                          {"tf32", Product::tf32},
+                                          {"half", Product::half},
+                                          {"bfloat16", Product::bfloat16}});
+  const auto t = named<Tile>(tile, {{"narrow", Tile::narrow}, {"wide", Tile::wide}});
+  return {p, p, t, t};
+}
+
+// NumPy has no bfloat16: its bits go as uint16.
+template <class Real>
+py::dtype dtype_of() {
+  if constexpr (std::is_same_v<Real, Half>)
+    return py::dtype("float16");
+  else if constexpr (std::is_same_v<Real, Bfloat16>)
+    return py::dtype("uint16");
+  else
+    return py::dtype::of<Real>();
+}
+
+// The arrays of one call by name, as pointers of the type that layer.h gives their place. What is
+// not there is null.
+class Arrays {
+ public:
+  Arrays(const py::dict& arrays, const int64_t* offsets) : arrays_(arrays), offsets_(offsets) {}
+
+  // Contiguous, of so many elements.
+  template <class T>
+  void flat(T*& p, const char* name, int64_t size) {
+    p = nullptr;
+    if (!arrays_.contains(name)) return;
+    const auto array = get<T>(name);
+    expect(array.size() == size && array.flags() & py::array::c_style,
+           std::string(name) + " must be contiguous, of " + std::to_string(size) + " elements");
+    p = data<T>(array);
+  }
+
+  // (steps, batch, width) or, packed, (rows, width), with any strides but the last. A step stride
+  // of 0 may have three dimensions though the others are packed.
+  template <class T>
+  void rows(Rows<T>& rows, const char* name, int64_t least_width) {
+    rows = {};
+    if (!arrays_.contains(name)) return;
+    const auto array = get<T>(name);
+    const int last = int(array.ndim()) - 1;
+    expect(last == 2 || (last == 1 && offsets_), std::string(name) + " has the wrong rank");
+    expect(array.shape(last) >= least_width, std::string(name) + " is too narrow");
+    expect(array.strides(last) == array.itemsize(), std::string(name) + " has gaps in its rows");
+    rows.data = data<T>(array);
+    rows.row = array.strides(last - 1) / array.itemsize();
+    rows.step = last == 2 ? array.strides(0) / array.itemsize() : 0;
+    rows.offsets = last == 2 ? nullptr : offsets_;
+  }
+
+ private:
+  template <class T>
+  py::array get(const char* name) {
+    using Real = std::remove_const_t<T>;
+    const py::handle value = arrays_[name];
+    expect(py::isinstance<py::array>(value), std::string(name) + " must be an array");
+    auto array = py::reinterpret_borrow<py::array>(value);
+    expect(array.dtype().equal(dtype_of<Real>()), std::string(name) + " has the wrong dtype");
+    return array;
+  }
+
+  template <class T>
+  static T* data(py::array array) {
+    if constexpr (std::is_const_v<T>)
+      return static_cast<T*>(array.data());
+    else
+      return static_cast<T*>(array.mutable_data());
+  }
+
+  py::dict arrays_;
+  const int64_t* offsets_;
+};
+
+// A direction: its sizes by their letters, "reverse", perhaps "offsets", and its arrays.
+struct Direction {
+  explicit Direction(const py::dict& d) {
+    if (d.contains("offsets")) offsets = d["offsets"].cast<std::vector<int64_t>>();
+    const auto size = [&](const char* name) { return d[name].cast<int64_t>(); };
+    sizes = {size("T"),
+             size("B"),
+             0,
+             size("H"),
+             size("P"),
+             offsets.empty() ? nullptr : &offsets[0],
+             d["reverse"].cast<bool>()};
+    expect(offsets.empty() || int64_t(offsets.size()) == sizes.T + 1, "offsets must be T + 1");
+  }
+  std::vector<int64_t> offsets;
+  Sizes sizes;
+};
+
+template <class Real>
+CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction) {
+  CudaForward<Real> p{};
+  static_cast<Sizes&>(p) = direction.sizes;
+  p.cell = cell;
+  const int64_t G = cell == Cell::gru ? 3 : 4, B = p.B, H = p.H, P = p.P;
+  Arrays a(d, p.offsets);
+  a.rows(p.projected, "projected", G * H);
+  a.flat(p.w_hh, "w_hh", G * H * P);
+  a.flat(p.b_ih, "b_ih", G * H);
+  a.flat(p.b_hh, "b_hh", G * H);
+  a.flat(p.w_hr, "w_hr", P * H);
+  a.flat(p.h0, "h0", B * P);
+  a.flat(p.c0, "c0", B * H);
+  a.rows(p.y, "y", P);
+  a.flat(p.hn, "hn", B * P);
+  a.flat(p.cn, "cn", B * H);
+  a.rows(p.gates, "gates", G * H);
+  a.rows(p.c, "c", H);
+  a.flat(p.carry, "carry", B * H);
+  a.rows(p.hidden, "hidden", H);
+  return p;
+}
+
+template <class Real>
+CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& direction) {
+  CudaBackward<Real> p{};
+  static_cast<Sizes&>(p) = direction.sizes;
+  p.cell = cell;
+  const int64_t G = cell == Cell::gru ? 3 : 4, B = p.B, H = p.H, P = p.P;
+  Arrays a(d, p.offsets);
+  a.flat(p.w_hh_t, "w_hh_t", P * G * H);
+  a.flat(p.w_hr_t, "w_hr_t", H * P);
+  a.flat(p.h0, "h0", B * P);
+  a.flat(p.c0, "c0", B * H);
+  a.rows(p.y, "y", P);
+  a.rows(p.gates, "gates", G * H);
+  a.rows(p.c, "c", H);
+  a.rows(p.dy, "dy", P);
+  a.flat(p.dhn, "dhn", B * P);
+  a.flat(p.dcn, "dcn", B * H);
+  p.dq = cell == Cell::gru ? d["dq"].cast<int64_t>() : 0;
+  a.rows(p.dgates, "dgates", cell == Cell::gru ? p.dq + H : 4 * H);
+  a.rows(p.dh, "dh", P);
+  a.rows(p.hidden, "hidden", H);
+  a.rows(p.previous, "previous", P);
+  a.flat(p.carry_h, "carry_h", B * H);
+  a.flat(p.carry_c, "carry_c", B * H);
+  a.flat(p.dh0, "dh0", B * P);
+  a.flat(p.dc0, "dc0", B * H);
+  return p;
+}
+
+void check(int error) {
+  if (error) throw std::runtime_error(cuda_error_text(error));
+}
+
+template <class Real>
+void layer_forward(const std::string& cell, const std::vector<py::dict>& directions,
+                   const std::string& product, const std::string& tile) {
+  const std::vector<Direction> sizes(directions.begin(), directions.end());
+  std::vector<CudaForward<Real>> p;
+  for (size_t d = 0; d < directions.size(); ++d)
+    p.push_back(forward_of<Real>(cell_of(cell), directions[d], sizes[d]));
+  check(layer_forward_cuda(plan_of(product, tile), p.data(), int(p.size()), nullptr));
+}
+
+template <class Real>
+void layer_backward(const std::string& cell, const std::vector<py::dict>& directions,
+                    const std::string& product, const std::string& tile) {
+  const std::vector<Direction> sizes(directions.begin(), directions.end());
+  std::vector<CudaBackward<Real>> p;
+  for (size_t d = 0; d < directions.size(); ++d)
+    p.push_back(backward_of<Real>(cell_of(cell), directions[d], sizes[d]));
+  check(layer_backward_cuda(plan_of(product, tile), p.data(), int(p.size()), nullptr));
+}
+
+template <class Real>
+void cell_forward(const std::string& cell, int64_t B, int64_t H, const py::dict& arrays) {
+  CudaCellForward<Real> p{};
+  p.cell = cell_of(cell);
+  p.B = B;
+  p.H = H;
+  const int64_t G = p.cell == Cell::gru ? 3 : 4;
+  Arrays a(arrays, nullptr);
+  a.flat(p.gates_x, "gates_x", B * G * H);
+  a.flat(p.gates_h, "gates_h", B * G * H);
+  a.flat(p.h, "h", B * H);
+  a.flat(p.c, "c", B * H);
+  a.flat(p.h_next, "h_next", B * H);
+  a.flat(p.c_next, "c_next", B * H);
+  a.flat(p.saved, "saved", B * (G + 1) * H);
+  check(cell_forward_cuda(p, nullptr));
+}
+
+template <class Real>
+void cell_backward(const std::string& cell, int64_t B, int64_t H, const py::dict& arrays) {
+  CudaCellBackward<Real> p{};
+  p.cell = cell_of(cell);
+  p.B = B;
+  p.H = H;
+  const int64_t G = p.cell == Cell::gru ? 3 : 4;
+  Arrays a(arrays, nullptr);
+  a.flat(p.saved, "saved", B * (G + 1) * H);
+  a.flat(p.h, "h", B * H);
+  a.flat(p.c, "c", B * H);
+  a.flat(p.dh, "dh", B * H);
+  a.flat(p.dc, "dc", B * H);
+  a.flat(p.dgates_x, "dgates_x", B * G * H);
+  a.flat(p.dgates_h, "dgates_h", B * G * H);
+  a.flat(p.dh_prev, "dh_prev", B * H);
+  a.flat(p.dc_prev, "dc_prev", B * H);
+  check(cell_backward_cuda(p, nullptr));
+}
+
+template <class Real>
+void define(py::module_& m, const char* type) {
+  using py::arg;
+  const std::string of = std::string("_") + type;
+  m.def(("layer_forward" + of).c_str(), &layer_forward<Real>, arg("cell"), arg("directions"),
+        arg("product"), arg("tile"));
+  m.def(("layer_backward" + of).c_str(), &layer_backward<Real>, arg("cell"), arg("directions"),
+        arg("product"), arg("tile"));
+  m.def(("cell_forward" + of).c_str(), &cell_forward<Real>, arg("cell"), arg("B"), arg("H"),
+        arg("arrays"));
+  m.def(("cell_backward" + of).c_str(), &cell_backward<Real>, arg("cell"), arg("B"), arg("H"),
+        arg("arrays"));
+}
+
+py::dict plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
+              const std::string& type, bool tf32, int architecture, int multiprocessors) {
+  const auto element = named<Type>(type, {{"float32", Type::float32},
+                                          {"float64", Type::float64},
+                                          {"float16", Type::float16},
+                                          {"bfloat16", Type::bfloat16}});
+  const CudaPlan plan =
+      plan_cuda({T, B, I, H, P, gates, directions, element, tf32, architecture, multiprocessors});
+  return py::dict(py::arg("forward") = name_of(plan.forward),
+                  py::arg("backward") = name_of(plan.backward),
+                  py::arg("forward_tile") = name_of(plan.forward_tile),
+                  py::arg("backward_tile") = name_of(plan.backward_tile));
+}
+
+PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
+  using py::arg;
+  m.doc() = "gatedrnn's CUDA kernels on NumPy arrays, emulated";
+  define<float>(m, "float32");
+  define<double>(m, "float64");
+  define<Half>(m, "float16");
+  define<Bfloat16>(m, "bfloat16");
+  m.def("plan", &plan, arg("T"), arg("B"), arg("I"), arg("H"), arg("P"), arg("gates"),
+        arg("directions"), arg("type"), arg("tf32"), arg("architecture"), arg("multiprocessors"));
+  m.def("launches", &cuda_launches);
+  m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));
+  m.def("set_multiprocessors", &cuda_emulator::set_multiprocessors, arg("count"));
+}
+
+}  // namespace
+}  // namespace gatedrnn

@@ -1,0 +1,45 @@
+// plan_cuda as the ops and gatedrnn.explain ask it: with torch's dtypes, and with what the
+// environment insists on.
+#pragma once
+
+#include <cstdlib>
+#include <string_view>
+
+#include "../plan.h"
+#include "torch.h"
+
+namespace gatedrnn {
+
+inline Type type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return Type::float64;
+    case ScalarType::Half:
+      return Type::float16;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    default:
+      return Type::float32;
+  }
+}
+
+inline const char* name_of(Product product) {
+  constexpr const char* names[] = {"fma", "tf32", "half", "bfloat16"};
+  return names[int(product)];
+}
+
+inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
+
+// GATEDRNN_CUDA_TILE=narrow or wide is for experiments.
+inline CudaPlan cuda_plan_of(const CudaProblem& problem) {
+  CudaPlan plan = plan_cuda(problem);
+  if (const char* tile = std::getenv("GATEDRNN_CUDA_TILE")) {
+    const bool narrow = std::string_view(tile) == "narrow";
+    expect(narrow || std::string_view(tile) == "wide",
+           "GATEDRNN_CUDA_TILE must be narrow or wide, not ", tile);
+    plan.forward_tile = plan.backward_tile = narrow ? Tile::narrow : Tile::wide;
+  }
+  return plan;
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,144 @@
+"""How a call would be run, in words."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import raw
+from .cells import GRUCell, LSTMCell
+from .modules import GRU, LSTM
+
+__all__ = ["explain"]
+
+_PRODUCTS = {
+    "fma": "float32 multiply-adds",
+    "tf32": "tensor cores, operands rounded to TF32",
+    "half": "tensor cores, float16 operands and float32 sums",
+    "bfloat16": "tensor cores, bfloat16 operands and float32 sums",
+}
+_TILES = {"narrow": "tiles of 16 sequences", "wide": "tiles of 64 sequences"}
+
+
+def explain(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    *,
+    architecture: int | None = None,
+    multiprocessors: int | None = None,
+) -> str:
+    """Say which kernels a forward of `module` on `input` would use, layer by layer.
+
+    Nothing is computed. Under autocast, `input` and parameters count as cast already.
+
+    Args:
+        module: a GRU, LSTM, GRUCell or LSTMCell of gatedrnn.
+        input: what it would be called with; only shape, dtype and device matter.
+        architecture, multiprocessors: of a GPU to ask about, as if `input` were on it: 90 and 132
+            for an H200. By default the device of `input` answers for itself.
+
+    Returns:
+        A few lines of text for people; their wording may change.
+
+    Raises:
+        TypeError: `module` is not one of gatedrnn's.
+        ValueError: only one of `architecture` and `multiprocessors` is given.
+    """
+    if not isinstance(module, (GRU, LSTM, GRUCell, LSTMCell)):
+        raise TypeError(f"explain takes a recurrent module of gatedrnn, not {type(module)}")
+    if (architecture is None) != (multiprocessors is None):
+        raise ValueError("architecture and multiprocessors are given together or not at all")
+    x = input.data if isinstance(input, PackedSequence) else input
+    gpu: tuple[int, int] | None = None
+    if architecture is not None and multiprocessors is not None:
+        gpu = architecture, multiprocessors
+    elif x.is_cuda and raw.HAS_CUDA:
+        found = torch.cuda.get_device_properties(x.device)
+        gpu = 10 * found.major + found.minor, found.multi_processor_count
+    dtype = x.dtype
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    where = f"a GPU of architecture {gpu[0]}, {gpu[1]} multiprocessors" if gpu else str(x.device)
+    head = f"{type(module).__name__} on {where}, {str(dtype).removeprefix('torch.')}"
+    if dtype.is_complex or x.device.type not in ("cpu", "cuda", "meta"):
+        return f"{head}: the reference, in torch's own operations"
+    if x.is_cuda and not gpu:
+        return f"{head}: refused, since this gatedrnn was built without CUDA"
+    if isinstance(module, (GRUCell, LSTMCell)):
+        return f"{head}: {_cell(x, gpu)}"
+    lines = [_layer(module, k, input, dtype, gpu) for k in range(module.num_layers)]
+    return "\n".join([f"{head}:", *lines])
+
+
+def _cell(x: Tensor, gpu: tuple[int, int] | None) -> str:
+    if gpu:
+        return "two products by torch, in its precision for matrix products, then one kernel"
+    return f"one kernel ({raw.instruction_set()}); two products by torch where the batch is large"
+
+
+def _layer(
+    module: GRU | LSTM,
+    layer: int,
+    input: Tensor | PackedSequence,
+    dtype: torch.dtype,
+    gpu: tuple[int, int] | None,
+) -> str:
+    if isinstance(input, PackedSequence):
+        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
+    elif input.dim() == 2:
+        T, B = input.size(0), 1
+    else:
+        T, B = (input.size(1), input.size(0)) if module.batch_first else input.shape[:2]
+    directions = 2 if module.bidirectional else 1
+    P = module.proj_size or module.hidden_size
+    features = module.input_size if layer == 0 else directions * P
+    gates = 3 if isinstance(module, GRU) else 4
+    shape = T, B, features, module.hidden_size, P, gates, directions
+    head = f"  layer {layer}: T={T}, B={B}, I={features}, H={module.hidden_size}: "
+    if not gpu:
+        return head + _cpu(shape, dtype)
+    return head + _gpu(shape, dtype, gpu, bool(module.proj_size))
+
+
+def _values(plan: str) -> dict[str, Any]:
+    return dict(pair.split("=") for pair in plan.split())
+
+
+def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    low = dtype in (torch.float16, torch.bfloat16)
+    element = 8 if dtype is torch.float64 else 4
+    plan = _values(torch.ops.gatedrnn.cpu_plan(*shape, element))
+    parts = [f"CPU kernels ({raw.instruction_set()})"]
+    if low:
+        parts.append("computed in float32")
+    if plan["threads"] == "1":
+        parts.append("one thread")
+    elif plan["by_rows"] == "1":
+        parts.append(f"{plan['threads']} threads, each with sequences of its own")
+    else:
+        parts.append(f"{plan['threads']} threads, which share the units of every sequence")
+    if plan["by_rows"] == "1":
+        parts.append(f"{plan['block']} sequences walk together")
+    if plan["project_first"] == "1":
+        parts.append("the input's products ahead of the loop")
+    return ", ".join(parts)
+
+
+def _gpu(
+    shape: tuple[int, ...], dtype: torch.dtype, gpu: tuple[int, int], projected: bool
+) -> str:
+    tf32 = dtype is torch.float32 and raw.tf32_allowed()
+    plan = _values(torch.ops.gatedrnn.cuda_plan(*shape, dtype, tf32, *gpu))
+    launches = "two launches" if projected else "one launch"
+    lines = [f"CUDA step kernels, {launches} a step for all directions"]
+    for which in ("forward", "backward"):
+        product = _PRODUCTS[plan[which]]
+        if dtype is torch.float64:
+            product = "float64 multiply-adds"
+        lines.append(f"{which}: {product}; {_TILES[plan[which + '_tile']]}")
+    precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")
+    if dtype is torch.float16:
+        precision = "float16 forward, TF32 backward"
+    lines.append(f"products over the whole sequence: cuBLAS, {precision}")
+    return "\n    ".join(lines)

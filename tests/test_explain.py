@@ -1,0 +1,95 @@
+"""gatedrnn.explain: what it says is what plan.cpp decides, for CPU tensors and for any GPU."""
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import gatedrnn
+
+H200 = {"architecture": 90, "multiprocessors": 132}
+
+
+@pytest.fixture
+def precision():
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    yield lambda value: setattr(rnn, "fp32_precision", value)
+    rnn.fp32_precision = before
+
+
+def test_article_shape_on_h200(precision):
+    precision("tf32")
+    gru = gatedrnn.GRU(5, 256, num_layers=2, batch_first=True)
+    text = gatedrnn.explain(gru, torch.zeros(1024, 90, 5), **H200)
+    assert text.splitlines()[0] == (
+        "GRU on a GPU of architecture 90, 132 multiprocessors, float32:"
+    )
+    assert "layer 0: T=90, B=1024, I=5, H=256" in text
+    assert "layer 1: T=90, B=1024, I=256, H=256" in text
+    assert text.count("rounded to TF32; tiles of 64 sequences") == 4
+    assert text.count("cuBLAS, TF32") == 2
+
+
+@pytest.mark.parametrize("value", ["ieee", "none"])
+def test_strict_precision(precision, value):
+    precision(value)
+    text = gatedrnn.explain(gatedrnn.LSTM(5, 64), torch.zeros(9, 4, 5), **H200)
+    assert "TF32" not in text
+    assert text.count("float32 multiply-adds") == 2
+    assert "cuBLAS, float32" in text
+
+
+@pytest.mark.parametrize(("dtype", "architecture", "forward", "backward"), [
+    (torch.float64, 90, "float64 multiply-adds", "float64 multiply-adds"),
+    (torch.float16, 90, "float16 operands", "TF32"),
+    (torch.float16, 75, "float16 operands", "float32 multiply-adds"),
+    (torch.bfloat16, 80, "bfloat16 operands", "bfloat16 operands"),
+    (torch.bfloat16, 75, "float32 multiply-adds", "float32 multiply-adds"),
+    (torch.float32, 75, "float32 multiply-adds", "float32 multiply-adds"),
+])
+def test_dtypes_and_architectures(dtype, architecture, forward, backward):
+    text = gatedrnn.explain(gatedrnn.GRU(3, 8, dtype=dtype), torch.zeros(2, 4, 3, dtype=dtype),
+                            architecture=architecture, multiprocessors=40)
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert forward in lines["forward"]
+    assert backward in lines["backward"]
+
+
+def test_few_sequences_take_narrow_tiles_unless_told_otherwise(monkeypatch):
+    gru, x = gatedrnn.GRU(5, 64), torch.zeros(9, 4, 5)
+    assert gatedrnn.explain(gru, x, **H200).count("tiles of 16 sequences") == 2
+    monkeypatch.setenv("GATEDRNN_CUDA_TILE", "wide")
+    assert gatedrnn.explain(gru, x, **H200).count("tiles of 64 sequences") == 2
+    monkeypatch.setenv("GATEDRNN_CUDA_TILE", "huge")
+    with pytest.raises(RuntimeError, match="GATEDRNN_CUDA_TILE must be narrow or wide, not huge"):
+        gatedrnn.explain(gru, x, **H200)
+
+
+def test_projection_takes_two_launches():
+    lstm = gatedrnn.LSTM(5, 64, proj_size=8, bidirectional=True)
+    text = gatedrnn.explain(lstm, torch.zeros(9, 4, 5), **H200)
+    assert "two launches a step for all directions" in text
+
+
+def test_cpu():
+    gru = gatedrnn.GRU(40, 64, num_layers=2, bidirectional=True)
+    text = gatedrnn.explain(gru, pack_sequence([torch.zeros(7, 40), torch.zeros(4, 40)]))
+    assert "GRU on cpu, float32" in text
+    assert "layer 0: T=7, B=2, I=40, H=64: CPU kernels" in text
+    assert "layer 1: T=7, B=2, I=128, H=64" in text
+    assert "computed in float32" in gatedrnn.explain(gru, torch.zeros(7, 40, dtype=torch.bfloat16))
+
+
+def test_other_paths():
+    x = torch.zeros(2, 3, 4, dtype=torch.complex64)
+    assert "the reference" in gatedrnn.explain(gatedrnn.GRU(4, 4), x)
+    assert "one kernel" in gatedrnn.explain(gatedrnn.GRUCell(4, 4), torch.zeros(3, 4))
+    assert "two products by torch" in gatedrnn.explain(
+        gatedrnn.LSTMCell(4, 4), torch.zeros(3, 4), **H200)
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match="explain takes a recurrent module of gatedrnn"):
+        gatedrnn.explain(torch.nn.GRU(2, 2), torch.zeros(1, 1, 2))
+    with pytest.raises(ValueError, match="together or not at all"):
+        gatedrnn.explain(gatedrnn.GRU(2, 2), torch.zeros(1, 1, 2), architecture=90)
