@@ -1,0 +1,124 @@
+"""How a layer is run on a GPU: plan_cuda is a pure function of shape, type and device, asked here
+about devices that need not be there."""
+
+from itertools import product
+
+import pytest
+from cuda_kernels import load_kernels
+
+kernels = load_kernels()
+# (architecture, multiprocessors) of a T4, A100, A10, L4's larger sister, H100, B200, RTX 5090.
+DEVICES = [(75, 40), (80, 108), (86, 84), (89, 128), (90, 132), (100, 148), (120, 170)]
+TYPES = ("float32", "float64", "float16", "bfloat16")
+BATCHES = (1, 2, 15, 16, 17, 63, 64, 65, 128, 129, 1024, 4097)
+WIDTHS = (1, 7, 32, 33, 64, 65, 256, 1000, 2048)
+# (type, tf32): the products of forward and backward with tensor cores of Ampere or later.
+PRODUCTS = {
+    ("float32", False): ("fma", "fma"),
+    ("float32", True): ("tf32", "tf32"),
+    ("float64", False): ("fma", "fma"),
+    ("float64", True): ("fma", "fma"),
+    ("float16", False): ("half", "tf32"),
+    ("float16", True): ("half", "tf32"),
+    ("bfloat16", False): ("bfloat16", "bfloat16"),
+    ("bfloat16", True): ("bfloat16", "bfloat16"),
+}
+
+each_device = pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm_{d[0]}")
+
+
+def plan(B, H, device, kind="float32", tf32=False, T=90, features=5, P=None, gates=3,
+         directions=1):
+    return kernels.plan(T, B, features, H, H if P is None else P, gates, directions, kind, tf32,
+                        *device)
+
+
+def products(p):
+    return p["forward"], p["backward"]
+
+
+@each_device
+@pytest.mark.parametrize(("kind", "tf32"), PRODUCTS, ids=str)
+def test_products(device, kind, tf32):
+    """By type, wherever the instruction is. Turing has that of half only, which rounds nothing
+    more; TF32 is chosen for float32 only where it may be."""
+    expected = PRODUCTS[kind, tf32]
+    if device[0] < 80:
+        expected = ("half" if kind == "float16" else "fma", "fma")
+    for B, H, gates, directions in product(BATCHES, WIDTHS, (3, 4), (1, 2)):
+        p = plan(B, H, device, kind, tf32, gates=gates, directions=directions)
+        assert products(p) == expected
+
+
+@each_device
+def test_tiles_do_not_depend_on_the_product(device):
+    """Nor on the time, the features or the gates: only on how many tiles a step has."""
+    for B, H in product(BATCHES, WIDTHS):
+        tiles = {
+            (p["forward_tile"], p["backward_tile"])
+            for kind, tf32, T, features, gates in product(TYPES, (False, True), (1, 500), (0, 900),
+                                                          (3, 4))
+            for p in [plan(B, H, device, kind, tf32, T, features, gates=gates)]
+        }
+        assert len(tiles) == 1
+
+
+@each_device
+@pytest.mark.parametrize("directions", [1, 2])
+def test_wide_tiles_where_a_quarter_of_the_multiprocessors_get_one(device, directions):
+    seen = set()
+    for B, H in product(BATCHES, WIDTHS):
+        p = plan(B, H, device, directions=directions)
+        for name, units in (("forward_tile", 32), ("backward_tile", 64)):
+            wide = -(-B // 64) * -(-H // units) * directions
+            assert p[name] == ("wide" if 4 * wide >= device[1] else "narrow"), (B, H)
+            seen.add((name, p[name]))
+    assert len(seen) == 4
+
+
+@each_device
+def test_more_work_never_narrows_a_tile(device):
+    for name, directions in product(("forward_tile", "backward_tile"), (1, 2)):
+        for B in BATCHES:
+            tiles = [plan(B, H, device, directions=directions)[name] for H in WIDTHS]
+            assert tiles == sorted(tiles)  # narrow, wide
+        for H in WIDTHS:
+            tiles = [plan(B, H, device, directions=directions)[name] for B in BATCHES]
+            assert tiles == sorted(tiles)
+            one = plan(BATCHES[0], H, device)[name]
+            assert one <= plan(BATCHES[0], H, device, directions=2)[name]
+
+
+def test_more_multiprocessors_never_widen_a_tile():
+    for B, H in product(BATCHES, WIDTHS):
+        tiles = [plan(B, H, (90, count))["forward_tile"] for count in (1, 16, 40, 132, 170, 1000)]
+        assert tiles == sorted(tiles, reverse=True)
+
+
+@pytest.mark.parametrize(("shape", "device", "tiles"), [
+    # The article's: batches of 1024 windows, 256 units: 128 and 64 wide tiles.
+    ({"B": 1024, "H": 256}, (90, 132), ("wide", "wide")),
+    ({"B": 256, "H": 256}, (90, 132), ("narrow", "narrow")),
+    ({"B": 256, "H": 256, "directions": 2}, (90, 132), ("wide", "narrow")),
+    ({"B": 256, "H": 256}, (75, 40), ("wide", "wide")),
+    ({"B": 1, "H": 256}, (75, 40), ("narrow", "narrow")),
+    ({"B": 64, "H": 1056}, (90, 132), ("wide", "narrow")),
+    ({"B": 64, "H": 1024}, (90, 132), ("narrow", "narrow")),
+], ids=str)
+def test_known_shapes(shape, device, tiles):
+    p = plan(device=device, **shape)
+    assert (p["forward_tile"], p["backward_tile"]) == tiles
+
+
+@each_device
+@pytest.mark.parametrize("shape", [{"B": 0, "H": 4}, {"B": 3, "H": 0}, {"B": 3, "H": 4, "T": 0},
+                                   {"B": 0, "H": 0, "features": 0, "T": 0}], ids=str)
+def test_empty_problems_have_a_plan(shape, device):
+    p = plan(device=device, **shape)
+    assert set(p) == {"forward", "backward", "forward_tile", "backward_tile"}
+    assert products(p) == ("fma", "fma")
+
+
+def test_unknown_type():
+    with pytest.raises(ValueError, match="must be one of float32 float64 float16 bfloat16, not i8"):
+        plan(1, 1, DEVICES[0], "i8")
