@@ -87,7 +87,22 @@ LAYER_SHAPES = [  # B, T, I, H, L
 STEP_SHAPES = [(B, H, H) for H in (64, 128, 256) for B in (1, 8, 64)]  # B, I, H
 GATE_ELEMENTS = 4096
 
-SUITES = ("layers", "cells", "kernels")
+GPU_LAYERS = [  # few enough for minutes, one for each way in which a shape can be slow
+    ("GRU", (1024, 90, 5, 256, 2)),  # the article's forecaster
+    ("LSTM", (1024, 90, 5, 256, 2)),
+    ("GRU", (1, 1024, 256, 256, 1)),
+    ("GRU", (16, 1024, 512, 512, 1)),
+    ("GRU", (64, 256, 512, 512, 2)),
+    ("LSTM", (16, 1024, 768, 768, 1)),
+    ("GRU", (16, 1024, 1024, 1024, 1)),
+    ("GRU", (256, 256, 256, 256, 1)),
+    ("GRU", (1024, 256, 128, 128, 1)),
+    ("GRU", (1024, 90, 1024, 1024, 1)),
+]
+GRID_HIDDEN, GRID_BATCHES = (64, 128, 192, 256, 512, 1024), (1, 16, 64, 256, 1024)
+GRID_STEPS = 128
+
+SUITES = ("layers", "cells", "kernels", "grid")
 
 
 def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
@@ -112,9 +127,24 @@ def kernels(shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
     return found
 
 
-def of_suite(suite: str, shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
+def gpu_layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    return layers(shapes) if shapes else [Layer(cell, *shape) for cell, shape in GPU_LAYERS]
+
+
+def grid(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    return layers(shapes or [(B, GRID_STEPS, H, H, 1) for H in GRID_HIDDEN for B in GRID_BATCHES])
+
+
+ON = {
+    "cpu": {"layers": layers, "cells": cells, "kernels": kernels},
+    "cuda": {"layers": gpu_layers, "cells": cells, "grid": grid},
+}
+
+
+def of_suite(suite: str, shapes: Sequence[Sequence[int]] | None = None,
+             device: str = "cpu") -> list[Case]:
     """The cases of a suite, in the order in which they run; `shapes` instead of the usual ones."""
-    return list({"layers": layers, "cells": cells, "kernels": kernels}[suite](shapes))
+    return list(ON[device][suite](shapes))
 
 
 def parse_shape(text: str, suite: str) -> tuple[int, ...]:

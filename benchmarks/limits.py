@@ -20,7 +20,7 @@ MISSING = (
     "the raw kernel module gatedrnn_kernels is missing: build it with "
     "`python setup.py -q build_kernels`"
 )
-ELEMENT = {"float64": 8, "float32": 4, "bfloat16": 2}
+ELEMENT = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 REPEATS = 100  # short runs of which the best counts
 SMALLEST = 4096  # bytes: a shorter read measures the loop's ends
 
@@ -66,6 +66,18 @@ def training_products(case: Layer | Step) -> list[Product]:
     forward = forward_products(case)
     outer = [Product(p.multiply_adds * p.times, 0) for p in forward]
     return [*forward, *forward, *outer]
+
+
+def moved(case: Layer | Step, training: bool, element: int) -> int:
+    """The fewest bytes that a pass can move: each layer reads its input and weights and writes its
+    output. Backward reads them once more with the output's gradient, and writes the gradients of
+    the input and the weights. What is kept between the passes does not count."""
+    total = 0
+    for inputs in case.inputs:
+        x, y = case.T * case.B * inputs, case.T * case.B * case.H
+        weights = GATES[case.cell] * case.H * (inputs + case.H)
+        total += 3 * (x + y + weights) if training else x + y + weights
+    return element * total
 
 
 def flops(products: list[Product]) -> int:

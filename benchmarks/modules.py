@@ -7,7 +7,6 @@ then timed, in exactly the form in which it was checked.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,12 @@ from .report import Row
 from .timing import Budget, Contestant, in_turn, paired_ratio, spread
 
 SEED = 2026
-Results = dict[str, np.ndarray]
+Results = dict[str, Tensor]
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """That of the tensors: tf32 is a way to multiply those of float32."""
+    return torch.float32 if dtype == "tf32" else getattr(torch, dtype)
 
 
 class Run:
@@ -28,7 +32,7 @@ class Run:
 
     def __init__(self, module: nn.Module, inputs: list[Tensor], cotangents: list[Tensor],
                  dtype: str) -> None:
-        to = getattr(torch, dtype)
+        to = torch_dtype(dtype)
         self.module = module.to(to)
         # The clones keep runs of the same dtype from sharing one leaf, and so its gradient.
         self.inputs = [t.to(to).clone().requires_grad_() for t in inputs]
@@ -60,7 +64,7 @@ class Run:
         outputs = _named(self.training(), "output")
         gradients = _named([t.grad for t in self.inputs], "input gradient")
         for name, parameter in self.module.named_parameters():
-            gradients[f"{name} gradient"] = _array(parameter.grad)
+            gradients[f"{name} gradient"] = _wide(parameter.grad)
         self.reset()
         return outputs | gradients
 
@@ -72,22 +76,23 @@ def _flat(outputs: Tensor | tuple) -> tuple[Tensor, ...]:
     return tuple(t for part in outputs for t in _flat(part))
 
 
-def _array(tensor: Tensor | None) -> np.ndarray:
+def _wide(tensor: Tensor | None) -> Tensor:
     """In float64; where there is no gradient at all, a NaN that no check lets through."""
-    return np.array(np.nan) if tensor is None else tensor.detach().double().numpy()
+    return torch.tensor(torch.nan) if tensor is None else tensor.detach().double()
 
 
 def _named(tensors: Sequence[Tensor | None], name: str) -> Results:
-    return {f"{name} {k}": _array(t) for k, t in enumerate(tensors)}
+    return {f"{name} {k}": _wide(t) for k, t in enumerate(tensors)}
 
 
-def build(case: Layer | Step, dtype: str) -> dict[str, Callable[[], Run]]:
+def build(case: Layer | Step, dtype: str, device: str = "cpu") -> dict[str, Callable[[], Run]]:
     """How to make the four runs: torch, ours, and of torch one that gives the reference and one
     that gives torch's error."""
-    generator = torch.Generator().manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(SEED)
+    own = torch_dtype(dtype)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(getattr(torch, dtype))
+        return torch.randn(*shape, generator=generator, device=device).to(own)
 
     states = 2 if case.cell.startswith("LSTM") else 1
     if isinstance(case, Layer):
@@ -100,8 +105,8 @@ def build(case: Layer | Step, dtype: str) -> dict[str, Callable[[], Run]]:
         inputs = [random(case.B, n) for n in [case.I] + [case.H] * states]
         cotangents = [random(case.B, case.H) for _ in range(states)]
     torch.manual_seed(SEED)
-    theirs = getattr(nn, case.cell)(*arguments, **options).to(getattr(torch, dtype))
-    ours = getattr(gatedrnn, case.cell)(*arguments, **options).to(getattr(torch, dtype))
+    theirs = getattr(nn, case.cell)(*arguments, **options).to(device, own)
+    ours = getattr(gatedrnn, case.cell)(*arguments, **options).to(device, own)
     ours.load_state_dict(theirs.state_dict())
 
     def run(module: nn.Module, of: str) -> Callable[[], Run]:

@@ -27,6 +27,8 @@ def read(path: Path) -> Rows:
         rows = [row for row in reader if row["ours_ms"]]
     if not rows:
         raise ValueError(f"{path} holds no row that was timed")
+    if "l2" in rows[0]:  # of a GPU: one file has every dtype, and a bar for each
+        rows = [row | {"pass": f"{row['pass']} {row['dtype']}"} for row in rows]
     return rows
 
 
@@ -65,7 +67,9 @@ def draw(rows: Rows) -> plt.Figure:
     if not panels:
         raise ValueError("no row has a ratio or a share of the limit: nothing to draw")
     tallest = max(len({row["case"] for row in panel[4]}) for panel in panels)
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 1.8 + 0.45 * tallest),
+    bar_count = max(len({row[panel[1]] for row in panel[4]}) for panel in panels)
+    height = 1.8 + tallest * max(0.45, 0.15 * bar_count)
+    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), height),
                                 squeeze=False, layout="constrained")
     for place, (column, group, label, scale, own, title) in zip(axes[0], panels, strict=True):
         bars(place, own, column, group, label, scale)
@@ -73,8 +77,10 @@ def draw(rows: Rows) -> plt.Figure:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
     about = rows[0]
+    kind = about["suite"] if "l2" in about else f"{about['suite']}, {about['dtype']}"
+    machine = f"L2 {about['l2']}" if "l2" in about else f"{about['threads']} threads"
     figure.suptitle(
-        f"{about['suite']}, {about['dtype']}: {about['device']}, {about['threads']} threads, "
+        f"{kind}: {about['device']}, {machine}, "
         f"torch {about['torch']}, gatedrnn {about['gatedrnn']} {about['commit']}, "
         f"{about['date'][:10]}",
         fontsize=9,

@@ -1,13 +1,17 @@
-"""Rows of figures: on the screen and as CSV."""
+"""Rows of figures: on the screen, as CSV, and read from it again."""
 
 import csv
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from .check import Verdict
 from .limits import Bound
 from .timing import Spread
+
+SKIPPED = "skipped: "
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Row:
     dtype: str
     isa: str
     partition: str | None = None
-    status: str = "ok"  # or what the check found, and then nothing was timed
+    status: str = "ok"  # or why nothing was timed: what the check found, or "skipped: ..."
     torch_ms: float | None = None
     torch_p20_ms: float | None = None
     torch_p80_ms: float | None = None
@@ -49,7 +53,11 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        return self.status != "ok"
+        return self.status != "ok" and not self.skipped
+
+    @property
+    def skipped(self) -> bool:
+        return self.status.startswith(SKIPPED)
 
     def judge(self, verdict: Verdict) -> None:
         self.status = verdict.failure or "ok"
@@ -74,23 +82,69 @@ def _ms(time: Spread) -> tuple[float, float, float]:
     return 1e3 * time.median, 1e3 * time.low, 1e3 * time.high
 
 
-NAMES = ["pass" if f.name == "pass_" else f.name for f in dataclasses.fields(Row)]
+@dataclass
+class GpuRow(Row):
+    """One case and pass on a GPU, beside cuDNN and what other peers could be imported."""
+
+    gb_per_s: float | None = None  # of the bytes that must be moved, limits.moved
+    ours_mib: float | None = None  # peak of allocated memory above inputs and parameters
+    torch_mib: float | None = None
+    haste_ms: float | None = None
+    flashrnn_ms: float | None = None
+    torchrl_ms: float | None = None
+    peers: str | None = None  # why one of the last three is missing
+    l2: str | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    cudnn: str | None = None
+
+
+def columns(kind: type[Row], without: Sequence[str] = ()) -> list[str]:
+    names = ["pass" if f.name == "pass_" else f.name for f in dataclasses.fields(kind)]
+    return [name for name in names if name not in without]
+
+
+NAMES = columns(Row)
+GPU_NAMES = columns(GpuRow, ("isa", "partition", "ns_per_step", "threads"))
 
 
 class CsvFile:
     """Writes each row at once, so that an interrupted run keeps what it has."""
 
-    def __init__(self, file: TextIO, about: dict[str, str | int]) -> None:
+    def __init__(self, file: TextIO, about: Mapping[str, str | int],
+                 names: Sequence[str] = NAMES) -> None:
         self._file, self._about = file, about
-        self._writer = csv.DictWriter(file, NAMES, lineterminator="\n")
-        self._writer.writeheader()
+        self._writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
+        if file.tell() == 0:
+            self._writer.writeheader()
 
     def add(self, row: Row) -> None:
-        values = dict(zip(NAMES, dataclasses.astuple(row), strict=True)) | self._about
+        values = dict(zip(columns(type(row)), dataclasses.astuple(row), strict=True))
+        values |= self._about
         self._writer.writerow(
             {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
         )
         self._file.flush()
+
+
+def read_csv(path: Path, names: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of an earlier run, none if there was none. A line that it did not end is removed.
+
+    Raises ValueError if the file has other columns.
+    """
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if whole != text:
+        path.write_bytes(whole)
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames is not None and list(reader.fieldnames) != list(names):
+            raise ValueError(f"{path} has other columns than this version writes: move it away")
+        return list(reader)
 
 
 def number(value: float | None) -> str:
@@ -118,8 +172,16 @@ def _kernel_cells(row: Row) -> list[str]:
             number(row.ns_per_step), number(row.gflops), percent(row.share)]
 
 
+def _gpu_cells(row: GpuRow) -> list[str]:
+    case, pass_, *rest = _module_cells(row)
+    memory = f"{number(row.torch_mib)} - {number(row.ours_mib)}"
+    return [case, row.dtype, pass_, *rest, number(row.gb_per_s), memory]
+
+
 MODULE_COLUMNS = [("case", -24), ("pass", -9), ("torch ms", 9), ("ours ms", 9),
                   ("20 - 80 %", 17), ("ratio", 6), ("GFLOP/s", 8), ("limit", 6)]
+GPU_COLUMNS = [MODULE_COLUMNS[0], ("dtype", -8), *MODULE_COLUMNS[1:], ("GB/s", 6),
+               ("MiB torch - ours", 17)]
 KERNEL_COLUMNS = [("case", -24), ("isa", -8), ("parts", -5), ("pass", -9), ("ms", 9),
                   ("20 - 80 %", 17), ("ns/step", 9), ("GFLOP/s", 8), ("limit", 6)]
 
@@ -128,9 +190,9 @@ class Table:
     """Prints rows as they come."""
 
     def __init__(self, suite: str) -> None:
-        kernels = suite == "kernels"
-        self._columns = KERNEL_COLUMNS if kernels else MODULE_COLUMNS
-        self._cells = _kernel_cells if kernels else _module_cells
+        self._columns, self._cells = {
+            "kernels": (KERNEL_COLUMNS, _kernel_cells), "gpu": (GPU_COLUMNS, _gpu_cells),
+        }.get(suite, (MODULE_COLUMNS, _module_cells))
         self._print([title for title, _ in self._columns])
 
     def _print(self, cells: list[str]) -> None:
@@ -141,8 +203,11 @@ class Table:
         print("  ".join(padded).rstrip(), flush=True)
 
     def add(self, row: Row) -> None:
-        if row.failed:
-            where = " ".join(filter(None, [row.case, row.isa, row.partition, row.pass_]))
+        name = [row.case, row.isa or row.dtype, row.partition, row.pass_]
+        where = " ".join(filter(None, name))
+        if row.skipped:
+            print(f"{where}: {row.status}", flush=True)
+        elif row.failed:
             print(f"{where}: CHECK FAILED, not timed: {row.status}", flush=True)
         else:
             self._print(self._cells(row))

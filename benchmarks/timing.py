@@ -1,4 +1,4 @@
-"""How time is taken: contestants in turn, in one process, by the wall clock."""
+"""How time is taken: contestants in turn, in one process, by the wall clock or another sampler."""
 
 import gc
 import math
@@ -48,8 +48,11 @@ def paired_ratio(theirs: np.ndarray, ours: np.ndarray) -> Spread:
     return spread(theirs / ours)
 
 
-def _sample(contestant: Contestant, calls: int) -> float:
-    """Seconds a call."""
+# Calls a contestant some times; returns seconds a call.
+Sampler = Callable[[Contestant, int], float]
+
+
+def by_wall_clock(contestant: Contestant, calls: int) -> float:
     call, reset = contestant.call, contestant.reset
     if reset is None:
         begin = perf_counter()
@@ -65,23 +68,24 @@ def _sample(contestant: Contestant, calls: int) -> float:
     return total / calls
 
 
-def _warm_up(contestant: Contestant) -> int:
+def _warm_up(contestant: Contestant, sample: Sampler) -> int:
     """Runs the contestant for a while; returns how many calls make a sample."""
     shortest, end = math.inf, perf_counter() + WARM_UP
     while True:
-        shortest = min(shortest, _sample(contestant, 1))
+        shortest = min(shortest, sample(contestant, 1))
         if perf_counter() >= end:
             return min(MOST_CALLS, max(1, math.ceil(SAMPLE / shortest)))
 
 
-def in_turn(contestants: dict[str, Contestant], budget: Budget) -> dict[str, np.ndarray]:
+def in_turn(contestants: dict[str, Contestant], budget: Budget,
+            sample: Sampler = by_wall_clock) -> dict[str, np.ndarray]:
     """Seconds a call, one number a round, for each contestant.
 
     In each round every contestant is sampled once, and every other round goes through them
     backwards (ABBA...), so that no one always runs after the same one. Python's garbage collector
     rests meanwhile.
     """
-    calls = {name: _warm_up(contestant) for name, contestant in contestants.items()}
+    calls = {name: _warm_up(contestant, sample) for name, contestant in contestants.items()}
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
     collecting = gc.isenabled()
@@ -90,7 +94,7 @@ def in_turn(contestants: dict[str, Contestant], budget: Budget) -> dict[str, np.
         done, begin = 0, perf_counter()
         while done < budget.rounds or perf_counter() - begin < budget.seconds:
             for name in order:
-                samples[name].append(_sample(contestants[name], calls[name]))
+                samples[name].append(sample(contestants[name], calls[name]))
             order.reverse()
             done += 1
     finally:
