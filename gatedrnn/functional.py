@@ -340,9 +340,10 @@ def _run(
     else:  # applied by hand above, not to be applied again inside
         with torch.autocast(x.device.type, enabled=False):
             y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
-    if (name == "GRU" or sizes.directions == 2) and (y.requires_grad or traced.is_recording()):
-        # The backward reads y, but torch.nn lets these outputs be changed in place.
-        y = y.clone()
+    if name == "GRU" or sizes.directions == 2:
+        # The backward reads y, but torch.nn lets these outputs be changed in place; not on CUDA.
+        if (y.requires_grad or traced.is_recording()) and not y.is_cuda:
+            y = y.clone()
 
     if packed:
         if inverse is not None:
