@@ -163,8 +163,9 @@ class BuildExtension(build_ext):
         if cuda:
             numbers = architectures(cuda)
             codes = [f"-gencode arch=compute_{a},code=sm_{a}" for a in numbers]
-            # PTX of the last one is for GPUs to come.
-            codes.append(f"-gencode arch=compute_{numbers[-1]},code=compute_{numbers[-1]}")
+            # PTX of the last one is for GPUs to come, which PTX of an "a" would not serve.
+            last = numbers[-1].rstrip("a")
+            codes.append(f"-gencode arch=compute_{last},code=compute_{last}")
             flags = [*TORCH_FLAGS, f"-DGATEDRNN_CUDA='\"{';'.join(numbers)}\"'"]
             objects |= found("csrc/cuda/*.cu", codes)
             objects |= found("csrc/bindings/cuda/*.cpp", flags)

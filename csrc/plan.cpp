@@ -55,18 +55,19 @@ Plan plan_cpu(const Problem& p) {
 namespace {
 
 // For the same work a narrow tile reads three to four times as much as a wide one. So wide ones win
-// as soon as they occupy a quarter of the multiprocessors. An estimate: no GPU has been asked yet.
-Tile tile_of(int64_t tiles, int multiprocessors) {
-  return 4 * tiles >= multiprocessors ? Tile::wide : Tile::narrow;
+// as soon as they occupy a quarter of the multiprocessors; but where one narrow tile holds the
+// batch, it reads no more. Estimates: no GPU has been asked yet.
+Tile tile_of(const CudaProblem& p, int64_t units) {
+  const int64_t tiles = ceil_div(p.B, 64) * p.directions * ceil_div(p.H, units);
+  return p.B > 16 && 4 * tiles >= p.multiprocessors ? Tile::wide : Tile::narrow;
 }
 
 }  // namespace
 
 CudaPlan plan_cuda(const CudaProblem& p) {
   CudaPlan plan{};
-  const int64_t batches = ceil_div(p.B, 64) * p.directions;
-  plan.forward_tile = tile_of(batches * ceil_div(p.H, 32), p.multiprocessors);
-  plan.backward_tile = tile_of(batches * ceil_div(p.H, 64), p.multiprocessors);
+  plan.forward_tile = tile_of(p, 32);
+  plan.backward_tile = tile_of(p, 64);
   const bool tensor_cores = p.architecture >= 80;
   switch (p.type) {
     case Type::float64:

@@ -81,9 +81,9 @@ except KeyboardInterrupt:
 def test_a_step_out_of_time_is_interrupted_then_killed(code, words, monkeypatch):
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     begin = time.monotonic()
-    status, told, log = outcomes(monkeypatch, {"slow": python(code, 2), "next": python("pass")})
-    assert time.monotonic() - begin < 20
-    assert status == 1 and told["slow"].startswith("stopped after 2 s")
+    status, told, log = outcomes(monkeypatch, {"slow": python(code, 6), "next": python("pass")})
+    assert time.monotonic() - begin < 60
+    assert status == 1 and told["slow"].startswith("stopped after 6 s")
     assert told["next"].startswith("ok")
     assert all(word in log for word in words)
 

@@ -15,8 +15,9 @@ int64_t cuda_launches() { return cuda::launches.load(std::memory_order_relaxed);
 const char* cuda_error_text(int error) { return cudaGetErrorString(cudaError_t(error)); }
 
 int use_cuda_device(int index, CudaDevice* device) {
-  int major = 0, minor = 0;
-  int error = cudaSetDevice(index);
+  int current = -1, major = 0, minor = 0;
+  int error = cudaGetDevice(&current);
+  if (!error && current != index) error = cudaSetDevice(index);
   if (!error) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
   if (!error) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
   if (!error)

@@ -24,24 +24,26 @@ using WideBackward = TileShape<2, std::is_same_v<Wide, double> ? 2 : 4, 2, 2, 1,
 template <class>
 using NarrowBackward = TileShape<1, 2, 1, 1, 4, 4>;
 
-// Whether all that is accessed `elements` at a time begins at a multiple of their size.
+// How many elements can be accessed as one: all rows begin at, and consist of, multiples of them.
 class Alignment {
  public:
-  explicit Alignment(int elements) : elements_(elements) {}
   template <class T>
   Alignment& add(const T* p, int64_t row) {
-    ok_ = ok_ && (!p || (uintptr_t(p) % (elements_ * sizeof(T)) == 0 && row % elements_ == 0));
+    if (p) bits_ |= uintptr_t(p) / sizeof(T) | uintptr_t(row);
     return *this;
   }
   template <class T>
   Alignment& add(const Rows<T>& rows) {
     return add(rows.data, rows.row).add(rows.data, rows.offsets ? 0 : rows.step);
   }
-  bool ok() const { return ok_; }
+  bool pairs() const { return bits_ % 2 == 0; }
+  template <class T>
+  int bytes() const {
+    return std::min<int>(kCopyBytes, int(bits_ & -bits_) * int(sizeof(T)));
+  }
 
  private:
-  const int64_t elements_;
-  bool ok_ = true;
+  uintptr_t bits_ = kCopyBytes;  // no more than that is asked
 };
 
 // Room for the shared memory of Shape, for all launches of a loop.
@@ -72,7 +74,7 @@ int launch(void (*kernel)(Directions<Step>), const Directions<Step>& steps, int 
 // Forward.
 
 template <class Real>
-StepForward<Real> forward_step(const CudaForward<Real>& p, int64_t k, bool aligned, bool vector) {
+StepForward<Real> forward_step(const CudaForward<Real>& p, int64_t k, bool aligned, int part) {
   const int64_t t = p.step(k), before = k > 0 ? p.step(k - 1) : t;
   StepForward<Real> s = {};
   s.units = p.H;
@@ -80,7 +82,7 @@ StepForward<Real> forward_step(const CudaForward<Real>& p, int64_t k, bool align
   s.begun = k > 0 ? std::min(s.batch, p.active(before)) : 0;
   s.staying = k + 1 < p.T ? std::min(s.batch, p.active(p.step(k + 1))) : 0;
   s.aligned = aligned;
-  s.product = {p.w_hh, p.y.at(before, 0), p.y.row, p.h0, s.begun, s.batch, p.P, p.P, 0, vector};
+  s.product = {p.w_hh, p.y.at(before, 0), p.y.row, p.h0, s.begun, s.batch, p.P, p.P, 0, part};
   s.projected = p.projected.at(t, 0);
   s.projected_row = p.projected.row;
   s.b_ih = p.b_ih;
@@ -106,13 +108,13 @@ StepForward<Real> forward_step(const CudaForward<Real>& p, int64_t k, bool align
 
 template <class Real>
 StepForward<Real> projection_step(const CudaForward<Real>& p, const StepForward<Real>& gates,
-                                  int64_t k, bool aligned, bool vector) {
+                                  int64_t k, bool aligned, int part) {
   StepForward<Real> s = {};
   s.units = p.P;
   s.batch = gates.batch;
   s.staying = gates.staying;
   s.aligned = aligned;
-  s.product = {p.w_hr, gates.y, gates.y_row, nullptr, s.batch, s.batch, p.H, p.H, 0, vector};
+  s.product = {p.w_hr, gates.y, gates.y_row, nullptr, s.batch, s.batch, p.H, p.H, 0, part};
   s.y = p.y.at(p.step(k), 0);
   s.y_row = p.y.row;
   s.hn = p.hn;
@@ -132,22 +134,22 @@ int forward_loop(const CudaForward<Real>* p, int count, void* stream) {
   if (const int error = prepare<Gates>(gates_kernel)) return error;
   if (projected)
     if (const int error = prepare<Project>(project)) return error;
-  constexpr int kPart = kCopyBytes / int(sizeof(Real));
-  Alignment pairs(2), parts(kPart);
+  Alignment all, operands;
   for (int d = 0; d < count; ++d) {
-    pairs.add(p[d].projected).add(p[d].b_ih, p[d].H).add(p[d].b_hh, p[d].H).add(p[d].y);
-    pairs.add(p[d].h0, p[d].P).add(p[d].c0, p[d].H).add(p[d].hn, p[d].P).add(p[d].cn, p[d].H);
-    pairs.add(p[d].gates).add(p[d].c).add(p[d].carry, p[d].H).add(p[d].hidden);
-    parts.add(p[d].w_hh, p[d].P).add(p[d].y).add(p[d].h0, p[d].P);
-    parts.add(p[d].w_hr, p[d].H).add(p[d].hidden);
+    all.add(p[d].projected).add(p[d].b_ih, p[d].H).add(p[d].b_hh, p[d].H).add(p[d].y);
+    all.add(p[d].h0, p[d].P).add(p[d].c0, p[d].H).add(p[d].hn, p[d].P).add(p[d].cn, p[d].H);
+    all.add(p[d].gates).add(p[d].c).add(p[d].carry, p[d].H).add(p[d].hidden);
+    operands.add(p[d].w_hh, p[d].P).add(p[d].y).add(p[d].h0, p[d].P);
+    operands.add(p[d].w_hr, p[d].H).add(p[d].hidden);
   }
   for (int64_t k = 0; k < p[0].T; ++k) {
     Directions<StepForward<Real>> steps = {}, projections = {};
     for (int d = 0; d < count; ++d) {
-      steps.direction[d] = forward_step(p[d], k, pairs.ok() && p[d].H % 2 == 0, parts.ok());
+      steps.direction[d] =
+          forward_step(p[d], k, all.pairs() && p[d].H % 2 == 0, operands.bytes<Real>());
       if (projected)
-        projections.direction[d] =
-            projection_step(p[d], steps.direction[d], k, pairs.ok() && p[d].P % 2 == 0, parts.ok());
+        projections.direction[d] = projection_step(
+            p[d], steps.direction[d], k, all.pairs() && p[d].P % 2 == 0, operands.bytes<Real>());
     }
     int error = launch<Gates, 16 * Gates::kRowTiles / G>(gates_kernel, steps, count, stream);
     if (!error && projected)
@@ -171,8 +173,7 @@ int forward_with(Tile tile, const CudaForward<Real>* p, int count, void* stream)
 
 // The k-th step back, and after the last step one more: its sequences have all ended.
 template <class Real>
-StepBackward<Real> backward_step(const CudaBackward<Real>& p, int64_t k, bool aligned,
-                                 bool vector) {
+StepBackward<Real> backward_step(const CudaBackward<Real>& p, int64_t k, bool aligned, int part) {
   const int64_t after = p.step(p.T - k);  // where k > 0
   StepBackward<Real> s = {};
   s.units = p.P;
@@ -225,7 +226,7 @@ StepBackward<Real> backward_step(const CudaBackward<Real>& p, int64_t k, bool al
                K,
                split,
                p.dq - split,
-               vector};
+               part};
   return s;
 }
 
@@ -233,7 +234,7 @@ StepBackward<Real> backward_step(const CudaBackward<Real>& p, int64_t k, bool al
 template <class Real>
 StepBackward<Real> after_projection(const CudaBackward<Real>& p, StepBackward<Real> s,
                                     bool aligned) {
-  s.product = {p.w_hr_t, s.dh, s.dh_row, nullptr, s.active, s.batch, p.P, p.P, 0, s.product.vector};
+  s.product = {p.w_hr_t, s.dh, s.dh_row, nullptr, s.active, s.batch, p.P, p.P, 0, s.product.part};
   s.units = p.H;
   s.aligned = aligned;
   s.dy = s.dhn = nullptr;
@@ -253,22 +254,22 @@ int backward_loop(const CudaBackward<Real>* p, int count, void* stream) {
                             : lstm;
   if (const int error = prepare<Shape>(first)) return error;
   if (const int error = prepare<Shape>(lstm)) return error;
-  constexpr int kPart = kCopyBytes / int(sizeof(typename Policy::Real));
-  Alignment pairs(2), parts(kPart);
+  Alignment all, operands;
   for (int d = 0; d < count; ++d) {
     const CudaBackward<Real>& q = p[d];
-    pairs.add(q.h0, q.P).add(q.c0, q.H).add(q.y).add(q.gates).add(q.c).add(q.dy).add(q.dhn, q.P);
-    pairs.add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.dh).add(q.hidden);
-    pairs.add(q.previous).add(q.carry_h, q.H).add(q.carry_c, q.H).add(q.dh0, q.P).add(q.dc0, q.H);
-    parts.add(q.w_hh_t, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.w_hr_t, q.P).add(q.dh);
+    all.add(q.h0, q.P).add(q.c0, q.H).add(q.y).add(q.gates).add(q.c).add(q.dy).add(q.dhn, q.P);
+    all.add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.dh).add(q.hidden);
+    all.add(q.previous).add(q.carry_h, q.H).add(q.carry_c, q.H).add(q.dh0, q.P).add(q.dc0, q.H);
+    operands.add(q.w_hh_t, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.w_hr_t, q.P).add(q.dh);
   }
   for (int64_t k = 0; k <= p[0].T; ++k) {
     Directions<StepBackward<Real>> steps = {}, gates = {};
     for (int d = 0; d < count; ++d) {
-      steps.direction[d] = backward_step(p[d], k, pairs.ok() && p[d].P % 2 == 0, parts.ok());
+      steps.direction[d] = backward_step(p[d], k, all.pairs() && p[d].P % 2 == 0,
+                                         operands.bytes<typename Policy::Real>());
       if (projected)
         gates.direction[d] =
-            after_projection(p[d], steps.direction[d], pairs.ok() && p[d].H % 2 == 0);
+            after_projection(p[d], steps.direction[d], all.pairs() && p[d].H % 2 == 0);
     }
     constexpr int kUnits = 16 * Shape::kRowTiles;
     int error = launch<Shape, kUnits>(first, steps, count, stream);

@@ -55,7 +55,7 @@ struct Operands {
   int64_t begun, rows;  // sequences
   int64_t K;
   int64_t split, gap;  // from element `split` on, a's lie `gap` farther
-  bool vector;         // all rows begin at, and consist of, multiples of 16 bytes
+  int part;            // 16, 8, 4 or 2 bytes: all rows begin at, and consist of, multiples of it
 };
 
 // Multiplies as the CUDA cores do, with the MMA's distribution of the results.
@@ -164,46 +164,88 @@ struct BrainFloat16 {
   }
 };
 
-// 16 bytes of a row, from element k on, into shared memory; what lies beyond K is zero there. From
-// element `split` on, the row lies `gap` elements farther.
-template <bool kVector, class Real>
-__device__ void copy_part(unsigned char* to, const Real* row, int64_t k, int64_t gap,
-                          const Operands<Real>& p) {
-  if constexpr (kVector) {
-    const bool there = row && k < p.K;
-    copy_async<kCopyBytes>(to, there ? row + k + (k < p.split ? 0 : gap) : p.w,
-                           there ? kCopyBytes : 0);
-  } else {
-    Real* elements = reinterpret_cast<Real*>(to);
-#pragma unroll 1
-    for (int e = 0; e < kCopyBytes / int(sizeof(Real)); ++e, ++k)
-      elements[e] = row && k < p.K ? row[k + (k < p.split ? 0 : gap)] : Real{};
+// What a thread copies of every stage: 16 bytes each of some rows, which are found once. What lies
+// beyond K is zero in shared memory, and so are rows that are not there.
+template <class Shape, class Real>
+class Copies {
+ public:
+  // `weight_row(tile, unit)` is the row of w that unit 0...15 of a row tile multiplies, or -1.
+  template <class WeightRow>
+  __device__ Copies(const Operands<Real>& p, int64_t batch0, WeightRow weight_row)
+      : any_(p.w), K_(p.K), split_(p.split), gap_(p.gap), part_(p.part) {
+    const int unit = row_ < 8 ? 2 * row_ : 2 * row_ - 15;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kRowTiles; ++tile) {
+      const int64_t at = weight_row(tile, unit);
+      from_[tile] = at < 0 ? nullptr : p.w + at * p.K;
+    }
+#pragma unroll
+    for (int i = 0; i < Shape::kBatch / kRowsAtOnce; ++i) {
+      const int64_t b = batch0 + i * kRowsAtOnce + row_;
+      const Real* initial = b < p.rows && p.initial ? p.initial + b * p.K : nullptr;
+      from_[Shape::kRowTiles + i] = b < p.begun ? p.a + b * p.a_row : initial;
+    }
   }
-}
 
-// `weight_row(tile, unit)` is the row of w that unit 0...15 of a row tile multiplies, or -1.
-template <class Shape, bool kVector, class Real, class WeightRow>
-__device__ void copy_stage(unsigned char* stage, const Operands<Real>& p, int64_t k0,
-                           int64_t batch0, WeightRow weight_row) {
-  constexpr int kRowsAtOnce = kThreads / kCopiesOfRow;
+  __device__ void start(unsigned char* stage, int64_t k0) const {
+    unsigned char* to = stage + row_ * kPitch + column_;
+    const int64_t k = k0 + column_ / int(sizeof(Real));
+    if (part_ == kCopyBytes) {
+      start_part<kCopyBytes>(to, k);
+    } else if (sizeof(Real) > 2 || part_ >= kSmallest) {
+#pragma unroll 1
+      for (int byte = 0; byte < kCopyBytes; byte += kSmallest)
+        start_part<kSmallest>(to + byte, k + byte / int(sizeof(Real)));
+    } else {
+      copy_elements(to, k);
+    }
+  }
+
+ private:
+  static constexpr int kRowsAtOnce = kThreads / kCopiesOfRow;
   static_assert(kRowsAtOnce == 16 && Shape::kBatch % kRowsAtOnce == 0);
-  const int row = int(threadIdx.x) / kCopiesOfRow, part = int(threadIdx.x) % kCopiesOfRow;
-  const int64_t k = k0 + part * (kCopyBytes / int(sizeof(Real)));
-  const int unit = row < 8 ? 2 * row : 2 * row - 15;
-  unsigned char* to = stage + row * kPitch + part * kCopyBytes;
-#pragma unroll kVector ? Shape::kRowTiles : 1
-  for (int tile = 0; tile < Shape::kRowTiles; ++tile, to += kRowsAtOnce * kPitch) {
-    const int64_t at = weight_row(tile, unit);
-    copy_part<kVector>(to, at < 0 ? nullptr : p.w + at * p.K, k, 0, p);
+  static constexpr int kRows = Shape::kRowTiles + Shape::kBatch / kRowsAtOnce;
+  static constexpr int kSmallest = sizeof(Real) == 8 ? 8 : 4;  // that can be copied asynchronously
+
+  template <int kBytes>
+  __device__ void start_part(unsigned char* to, int64_t k) const {
+    const bool inside = k < K_;
+    const int64_t shifted =
+        k < split_ ? k : k + gap_;  // a sequence's; where `initial` is, no gap is
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const bool there = inside && from_[i];
+      copy_async<kBytes>(to + i * kRowsAtOnce * kPitch,
+                         there ? from_[i] + (i < Shape::kRowTiles ? k : shifted) : any_,
+                         there ? kBytes : 0);
+    }
   }
-#pragma unroll kVector ? Shape::kBatch / kRowsAtOnce : 1
-  for (int b0 = 0; b0 < Shape::kBatch; b0 += kRowsAtOnce, to += kRowsAtOnce * kPitch) {
-    const int64_t b = batch0 + b0 + row;
-    const bool begun = b < p.begun;
-    const Real* initial = b < p.rows && p.initial ? p.initial + b * p.K : nullptr;
-    copy_part<kVector>(to, begun ? p.a + b * p.a_row : initial, k, begun ? p.gap : 0, p);
+
+  // Rows of 16-bit elements that begin at odd ones: no asynchronous copy is so small.
+  __device__ void copy_elements(unsigned char* to, int64_t k0) const {
+    struct alignas(kCopyBytes) Part {
+      Real element[kCopyBytes / sizeof(Real)];
+    };
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      Part part;
+#pragma unroll
+      for (int e = 0; e < int(kCopyBytes / sizeof(Real)); ++e) {
+        const int64_t k = k0 + e, shifted = k < split_ ? k : k + gap_;
+        const bool there = from_[i] && k < K_;
+        part.element[e] = there ? from_[i][i < Shape::kRowTiles ? k : shifted] : Real{};
+      }
+      *reinterpret_cast<Part*>(to + i * kRowsAtOnce * kPitch) = part;
+    }
   }
-}
+
+  const int row_ = int(threadIdx.x) / kCopiesOfRow;
+  const int column_ = int(threadIdx.x) % kCopiesOfRow * kCopyBytes;
+  const Real* const any_;  // where a copy of nothing may point
+  const int64_t K_, split_, gap_;
+  const int part_;
+  const Real* from_[kRows];  // null: zeros
+};
 
 // The block's sums. Afterwards a warp has Shape::kItems items: item(j) of this class.
 template <class Policy, class Shape>
@@ -223,6 +265,7 @@ class TileProduct {
     const int a_row = Shape::kRowTiles * 16 + Shape::batch_warp(warp_) * N * 8;
     const bool nothing = batch0 >= p.begun && !p.initial;
     const int64_t stages = nothing ? 0 : (p.K + kElements - 1) / kElements;
+    const Copies<Shape, Real> copies(p, batch0, weight_row);
     Wide sums[R][N][4] = {};
 #pragma unroll 1
     for (int64_t stage = 1 - kStages; stage < stages; ++stage) {
@@ -231,13 +274,8 @@ class TileProduct {
         __syncthreads();  // this stage is there, and nobody reads the one before it any more
       }
       const int64_t next = stage + kStages - 1;
-      unsigned char* to = shared + next % kStages * Shape::kStageBytes;
-      if (next < stages) {
-        if (p.vector)
-          copy_stage<Shape, true>(to, p, next * kElements, batch0, weight_row);
-        else
-          copy_stage<Shape, false>(to, p, next * kElements, batch0, weight_row);
-      }
+      if (next < stages)
+        copies.start(shared + next % kStages * Shape::kStageBytes, next * kElements);
       commit_copies();
       if (stage < 0) continue;
       const unsigned char* at = shared + stage % kStages * Shape::kStageBytes;

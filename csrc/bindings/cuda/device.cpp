@@ -56,8 +56,8 @@ OnDevice::OnDevice(const Tensor& x, std::initializer_list<OptionalTensor> others
 OnDevice::~OnDevice() = default;
 
 void expect_launched(int error) {
-  constexpr int kNoKernelImage = 209;  // cudaErrorNoKernelImageForDevice
-  if (error == kNoKernelImage)
+  // cudaErrorInvalidDeviceFunction and cudaErrorNoKernelImageForDevice
+  if (error == 98 || error == 209)
     expect(false, "CUDA error: ", cuda_error_text(error), "; these kernels were built for ",
            GATEDRNN_CUDA, ": build with GATEDRNN_CUDA_ARCHS naming this GPU's architecture too");
   expect(error == 0, "CUDA error: ", error ? cuda_error_text(error) : "");

@@ -22,6 +22,8 @@ class OnDevice {
            const Tensors& weights = {});
   ~OnDevice();
 
+  bool has_tf32() const { return device.architecture >= 80; }
+
   CudaDevice device;
   void* stream = nullptr;  // torch's current one
 

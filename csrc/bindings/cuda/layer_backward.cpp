@@ -34,10 +34,9 @@ class Products {
   using Wide = typename Types<Real>::Wide;
   using Grad = typename Types<Real>::Grad;
 
-  Products(const Layer& l, bool tf32)
-      : l_(l),
-        // float32 stands in for float16 here, which has as many digits as TF32.
-        tf32_(tf32 || type_of<Real>() == Type::float16) {}
+  // Where float32 stands in for float16, TF32 has digits enough.
+  Products(const Layer& l, const OnDevice& on, bool tf32)
+      : l_(l), tf32_(on.has_tf32() && (tf32 || type_of<Real>() == Type::float16)) {}
 
   // a^T b over `count` rows, [M, N], into the rows of `out` from `first` on.
   void sum(const Grad* a, int64_t lda, int64_t M, const Grad* b, int64_t ldb, int64_t N,
@@ -80,13 +79,12 @@ class Products {
 };
 
 template <class Real>
-Tensors weight_gradients(const Layer& l, const Loop& loop, const Tensor& y, const Tensor& h0,
-                         bool tf32) {
+Tensors weight_gradients(const Layer& l, const Products<Real>& products, const Loop& loop,
+                         const Tensor& y, const Tensor& h0) {
   using Wide = typename Types<Real>::Wide;
   using Grad = typename Types<Real>::Grad;
   const bool lstm = l.cell == Cell::lstm;
   const int64_t H = l.H, P = l.P, rows_of_gates = l.G * H;
-  const Products<Real> products(l, tf32);
   const InputRows given = input_rows(l, as<Grad>(l.x));
   const Tensor x = given.time_major ? given.x : torch::stable::contiguous(given.x);
   const int64_t ldx = given.time_major ? given.stride : l.I;
@@ -198,8 +196,9 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
   }
   expect_launched(layer_backward_cuda(plan_of<Real>(l, on, tf32), p, D, on.stream));
 
-  out.dx = need_input ? Products<Real>(l, tf32).input(loop) : empty(y, none);
-  if (need_weights) out.dweights = weight_gradients<Real>(l, loop, y, h0, tf32);
+  const Products<Real> products(l, on, tf32);
+  out.dx = need_input ? products.input(loop) : empty(y, none);
+  if (need_weights) out.dweights = weight_gradients<Real>(l, products, loop, y, h0);
   return out;
 }
 

@@ -54,7 +54,7 @@ LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const 
   for (int d = 0; d < l.D; ++d) {
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
-    p[d].projected = input_projection<Real>(l, input, d, tf32, projected[d]);
+    p[d].projected = input_projection<Real>(l, input, d, tf32 && on.has_tf32(), projected[d]);
     p[d].w_hh = pointer<Real>(l.w_hh(d));
     p[d].b_ih = pointer<Real>(l.b_ih(d));
     p[d].b_hh = pointer<Real>(l.b_hh(d));
