@@ -34,7 +34,7 @@ enum class Product { fma, tf32, half, bfloat16 };
 // The part of a step that one block computes.
 enum class Tile {
   narrow,  // few sequences: 16 units of 16 sequences, the sum over k shared by four warps
-  wide,    // many: 32 units (forward) or 64 (backward) of 64 sequences
+  wide,    // many: 32 units (forward) or 64 (backward) of 64 sequences, in float64 of 32
 };
 
 struct CudaProblem {

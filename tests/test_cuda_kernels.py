@@ -224,7 +224,7 @@ def each_cell(test):
     for mark in (
         pytest.mark.parametrize("mode", [FLOAT32, FLOAT64, FLOAT16, BFLOAT16], ids=str),
         pytest.mark.parametrize("cell", CELLS),
-        pytest.mark.parametrize("size", [(1, 1), (3, 33), (17, 64)], ids=str),  # several blocks
+        pytest.mark.parametrize("size", [(1, 1), (3, 33), (1, 257), (17, 64)], ids=str),
     ):
         test = mark(test)
     return test
