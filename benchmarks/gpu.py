@@ -92,7 +92,8 @@ def run(command: list[str], seconds: float, log: TextIO) -> str:
     SITE.mkdir(parents=True, exist_ok=True)
     end, signals = time.monotonic() + seconds, [signal.SIGKILL, signal.SIGINT]
     with subprocess.Popen(command, cwd=SITE, env=environment(), stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, start_new_session=True) as process:
+                          stderr=subprocess.STDOUT, start_new_session=True,
+                          preexec_fn=_heed_interrupts) as process:
         os.set_blocking(process.stdout.fileno(), False)
         while process.poll() is None:
             _forward(process.stdout, log)
@@ -105,6 +106,11 @@ def run(command: list[str], seconds: float, log: TextIO) -> str:
     if len(signals) < 2:
         return f"stopped after {seconds:.0f} s"
     return "ok" if process.returncode == 0 else f"failed with exit code {process.returncode}"
+
+
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore them, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _forward(source: IO[bytes], log: TextIO) -> None:
