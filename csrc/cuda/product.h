@@ -1,6 +1,6 @@
 // The product in every step: sums[u, b] = sum_k w[row of u, k] * a[b, k], by tiles.
 //
-// A block of four warps owns kUnits units of kBatch sequences. The weights are the MMA's A (rows),
+// A block of four warps owns some units of kBatch sequences. The weights are the MMA's A (rows),
 // the sequences its B (columns), so that a thread holds all gates of its units, and the equations
 // that follow need no exchange. Both operands stream through shared memory, 128 bytes of k a stage:
 //
@@ -210,8 +210,8 @@ class Copies {
   template <int kBytes>
   __device__ void start_part(unsigned char* to, int64_t k) const {
     const bool inside = k < K_;
-    const int64_t shifted =
-        k < split_ ? k : k + gap_;  // a sequence's; where `initial` is, no gap is
+    // A sequence's element; no gap comes with `initial`.
+    const int64_t shifted = k < split_ ? k : k + gap_;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const bool there = inside && from_[i];
@@ -247,7 +247,7 @@ class Copies {
   const Real* from_[kRows];  // null: zeros
 };
 
-// The block's sums. Afterwards a warp has Shape::kItems items: item(j) of this class.
+// The block's sums. Once it is made, each warp finishes Shape::kItems items, j = 0, 1, ...
 template <class Policy, class Shape>
 class TileProduct {
  public:

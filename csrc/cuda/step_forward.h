@@ -1,8 +1,9 @@
 // One step forward: the recurrent product and, from its sums, the gates and the new state, so that
 // no pre-activation goes to memory.
 //
-//   blockIdx.x   Shape::kBatch sequences      blockIdx.y   16 units a warp      blockIdx.z
-//   direction
+//   blockIdx.x   Shape::kBatch sequences
+//   blockIdx.y   16 units for each of the warps that do not share them
+//   blockIdx.z   direction
 //
 // A thread alone reads and writes a unit of a sequence, so the carried states are updated in place.
 #pragma once
