@@ -7,9 +7,9 @@ template <class Real>
 static double multiply_adds(int64_t repeats) {
   constexpr int chains = 10;
   volatile Real opaque_a = Real(0.5), opaque_b = Real(1e-3), sink;
-  const Vec<Real> a = Vec<Real>{} + opaque_a, b = Vec<Real>{} + opaque_b;
+  const Vec<Real> a = all<Real>(opaque_a), b = all<Real>(opaque_b);
   Vec<Real> acc[chains];
-  for (int c = 0; c < chains; ++c) acc[c] = Vec<Real>{} + Real(c);  // equal chains would be merged
+  for (int c = 0; c < chains; ++c) acc[c] = all(Real(c));  // equal chains would be merged
   for (int64_t k = 0; k < repeats; ++k)
 #pragma GCC unroll 10
     for (int c = 0; c < chains; ++c) acc[c] = acc[c] * a + b;

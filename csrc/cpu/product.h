@@ -48,7 +48,7 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec<Real> am = Vec<Real>{} + (packed ? a[k * kRows<G> + m] : a[m * lda + k]);
+        const Vec<Real> am = all(packed ? a[k * kRows<G> + m] : a[m * lda + k]);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) acc[m][g] += am * w[g];
       }

@@ -43,6 +43,12 @@ inline void store(Real* p, Vec<Real> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// x in every lane. Adding it to zeros would be an instruction, as it turns -0 into 0; this is none.
+template <class Real>
+inline Vec<Real> all(Real x) {
+  return x - Vec<Real>{};
+}
+
 // The first n lanes, for the last units of a row: reads and writes nothing beyond them.
 template <class Real>
 inline Vec<Real> load(const Real* p, int64_t n) {
@@ -74,7 +80,7 @@ inline ExpParts<Real> exp_parts(Vec<Real> x) {
   // Horner from the last term: r + r^2 (1/2! + r (1/3! + ... )).
   double factorial = 1;
   for (int k = 2; k <= S::terms; ++k) factorial *= k;
-  Vec<Real> series = Vec<Real>{} + Real(1 / factorial);
+  Vec<Real> series = all(Real(1 / factorial));
 #pragma GCC unroll 16
   for (int k = S::terms; k > 2; --k) {
     factorial /= k;
@@ -99,7 +105,7 @@ inline Vec<Real> sigmoid_of(Vec<Real> x) {
   using S = Simd<Real>;
   typename S::Int sign;
   Vec<Real> y = magnitude<Real>(x, sign);
-  y = y > S::largest ? Vec<Real>{} + S::largest : y;  // there 2^n becomes 0; a NaN passes by
+  y = y > S::largest ? all<Real>(S::largest) : y;  // there 2^n becomes 0; a NaN passes by
   const auto p = exp_parts<Real>(-y);
   const Vec<Real> e = p.scale * p.fraction + p.scale;
   const Vec<Real> s = e / (1 + e);
@@ -114,10 +120,10 @@ inline Vec<Real> tanh_of(Vec<Real> x) {
   using Int = typename S::Int;
   Int sign;
   Vec<Real> y = 2 * magnitude<Real>(x, sign);
-  y = y > S::flat ? Vec<Real>{} + S::flat : y;
+  y = y > S::flat ? all<Real>(S::flat) : y;
   const auto e = exp_parts<Real>(y);
   const Vec<Real> m = e.scale * e.fraction + (e.scale - 1);
-  const Vec<Real> t = (m > 2 ? Vec<Real>{} + 2 : m) / (m + 2);
+  const Vec<Real> t = (m > 2 ? all(Real(2)) : m) / (m + 2);
   return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(m > 2 ? 1 - t : t) | sign);
 }
 
