@@ -57,6 +57,7 @@ Objects = dict[str, list[str]]  # source: its own flags
 KERNELS: Objects = {
     "csrc/plan.cpp": [],
     "csrc/cpu/layer.cpp": [],
+    "csrc/cpu/layer_backward.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
     "csrc/cpu/baseline.cpp": ISA_FLAGS,
 }

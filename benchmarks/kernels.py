@@ -15,7 +15,7 @@ import numpy as np
 from . import oracle
 from .cases import GATES, Case, Gate, Layer, Step
 from .check import WIDE, judge, peer_dtype
-from .limits import Limits, Product, flops, forward_products, recurrent_product
+from .limits import Limits, Product, flops, forward_products
 from .report import Row
 from .timing import Budget, Contestant, in_turn, spread
 
@@ -73,7 +73,7 @@ class Problem:
         weights = [w.astype(dtype) for w in self.weights]
         found, kept = oracle.layer(self.cell, chosen(self.x), chosen(self.h0), chosen(self.c0),
                                    weights)
-        found |= oracle.layer_backward(self.cell, kept, weights[1], chosen(self.dy),
+        found |= oracle.layer_backward(self.cell, kept, *weights[:2], chosen(self.dy),
                                        chosen(self.dhn), chosen(self.dcn))
         return {name: value.astype(np.float64) for name, value in found.items()}
 
@@ -93,7 +93,8 @@ class Problem:
 
 
 OUTPUTS = {"gru": ["y", "hn"], "lstm": ["y", "hn", "cn"]}
-GRADIENTS = {"gru": ["dgates", "dh0"], "lstm": ["dgates", "dh0", "dc0"]}
+# What each sequence has for itself: the rows that are checked do not suffice for the weights'.
+GRADIENTS = {"gru": ["dx", "dh0"], "lstm": ["dx", "dh0", "dc0"]}
 
 
 def _row(case: Case, variant: Variant, pass_: str, dtype: str) -> Row:
@@ -142,7 +143,7 @@ def _layer_rows(case: Layer, chosen: list[Variant], module: ModuleType, dtype: s
             layer.backward(*cotangents)
         rows = {v: judged("backward", v, layer, gradients) for v, layer in made.items()}
         calls = {v: Contestant(lambda m=m: m.backward(*cotangents)) for v, m in made.items()}
-        _finish(rows, calls, case.T, [recurrent_product(case)], limits, budget)
+        _finish(rows, calls, case.T, 2 * forward_products(case), limits, budget)
         yield from rows.values()
 
 

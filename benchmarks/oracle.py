@@ -41,13 +41,11 @@ def layer(cell: str, x: np.ndarray, h0: np.ndarray, c0: np.ndarray | None,
     return (found if c is None else found | {"cn": c}), kept
 
 
-def layer_backward(cell: str, kept: list[tuple[np.ndarray, ...]], w_hh: np.ndarray,
-                   dy: np.ndarray, dhn: np.ndarray, dcn: np.ndarray | None) -> Arrays:
-    """The recurrent backward: dgates (T, B, 4H) and the initial states' gradients (B, H).
-
-    dgates are the gradients of the pre-activations: r, z, n, q = W_hn h + b_hn; or i, f, g, o.
-    """
-    dh, dc, dgates = dhn, dcn, []
+def layer_backward(cell: str, kept: list[tuple[np.ndarray, ...]], w_ih: np.ndarray,
+                   w_hh: np.ndarray, dy: np.ndarray, dhn: np.ndarray,
+                   dcn: np.ndarray | None) -> Arrays:
+    """The gradients that each sequence has for itself: dx (T, B, I), dh0 and dc0 (B, H)."""
+    dh, dc, dx = dhn, dcn, []
     for step, arriving in zip(reversed(kept), dy[::-1], strict=True):
         dh = dh + arriving
         if cell == "gru":
@@ -55,15 +53,14 @@ def layer_backward(cell: str, kept: list[tuple[np.ndarray, ...]], w_hh: np.ndarr
             da_n = dh * (1 - z) * (1 - n * n)
             da_z = dh * (before - n) * z * (1 - z)
             da_r = da_n * q * r * (1 - r)
-            d = np.concatenate([da_r, da_z, da_n, da_n * r], -1)
-            H = dh.shape[-1]
-            dh = dh * z + np.concatenate([da_r, da_z, d[:, 3 * H :]], -1) @ w_hh
+            d = np.concatenate([da_r, da_z, da_n], -1)
+            dh = dh * z + np.concatenate([da_r, da_z, da_n * r], -1) @ w_hh
         else:
             i, f, g, o, before, tanh_c = step
             dc = dc + dh * o * (1 - tanh_c * tanh_c)
             d = np.concatenate([dc * g * i * (1 - i), dc * before * f * (1 - f),
                                 dc * i * (1 - g * g), dh * tanh_c * o * (1 - o)], -1)
             dc, dh = dc * f, d @ w_hh
-        dgates.append(d)
-    found = {"dgates": np.stack(dgates[::-1]), "dh0": dh}
+        dx.append(d @ w_ih)
+    found = {"dx": np.stack(dx[::-1]), "dh0": dh}
     return found if dc is None else found | {"dc0": dc}

@@ -19,9 +19,11 @@ struct Rows {
   int64_t step = 0;                  // from one step to the next; not used when packed
   int64_t row = 0;                   // from one sequence to the next
   const int64_t* offsets = nullptr;  // [T + 1] packed: the first row of each step
+  int64_t first = 0;                 // the step with which `data` begins
 
   Real* at(int64_t t, int64_t b) const {
-    return data + (offsets ? offsets[t] * row : t * step) + b * row;
+    if (offsets) return data + (offsets[t] - offsets[first] + b) * row;
+    return data + (t - first) * step + b * row;
   }
   explicit operator bool() const { return data != nullptr; }
 };
@@ -56,12 +58,13 @@ struct Forward : Sizes {
   Rows<Real> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
 };
 
-// One direction of one layer, backward through time; weights' and input's gradients follow from
-// `dgates` by one matrix product each, outside.
+// One direction of one layer, backward through time.
 template <class Real>
 struct Backward : Sizes {
   Cell cell;
-  const Real* w_hh;        // [G*H, P] contiguous
+  Rows<const Real> x;      // (T, B, I)
+  const Real* w_ih;        // [G*H, I] contiguous
+  const Real* w_hh;        // [G*H, P]
   const Real* w_hr;        // [P, H] or null
   const Real* h0;          // [B, P]
   const Real* c0;          // [B, H], LSTM
@@ -71,12 +74,15 @@ struct Backward : Sizes {
   Rows<const Real> dy;     // (T, B, P) or null: zero
   const Real* dhn;         // [B, P] or null
   const Real* dcn;         // [B, H] or null
-  Rows<Real> dgates;       // (T, B, ...): r, z, n (i, f, g, o) from column 0
-  int64_t dq;              // GRU: the column of `dgates` where q's gradient begins
-  Rows<Real> dh;           // (T, B, P) the state's whole gradient; with projection only
-  Rows<Real> hidden;       // (T, B, H) o * tanh(c); with projection only, or null
   Real* dh0;               // [B, P]
   Real* dc0;               // [B, H], LSTM
+  // Null what is not wanted.
+  Rows<Real> dx;  // (T, B, I) contiguous; two directions share it
+  Real* dw_ih;    // [G*H, I]; those of the weights are wanted together, or not
+  Real* dw_hh;    // [G*H, P]
+  Real* db_ih;    // [G*H]
+  Real* db_hh;    // [G*H]
+  Real* dw_hr;    // [P, H]
 };
 
 // How the layer driver runs loops: the binding passes torch's thread pool, the NumPy module its
@@ -99,7 +105,7 @@ struct Parallel {
 
 // Keeps the threads that share one sequence in step. Nobody sleeps while all of them run; who waits
 // for one that has lost its core soon does, and leaves it his.
-class Barrier {
+class alignas(64) Barrier {
  public:
   explicit Barrier(int64_t parts) : parts_(parts) {}
   void wait(int64_t arriving);  // `arriving`: how many of the parts the caller stands for

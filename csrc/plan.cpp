@@ -14,6 +14,12 @@ constexpr int64_t kBlock = 64;
 // So few features are cheaper to multiply in the step than to write and read back as gates.
 constexpr int64_t kFewFeatures = 32;
 
+// Gates' gradients that are made before they are used up: they must still be in L2 or L3 then. Each
+// time a chunk is used up, the weights' gradients are read and written, which takes many rows to
+// pay.
+constexpr int64_t kChunkBytes = 2 << 20;
+constexpr int64_t kChunkRows = 256;
+
 // Multiply-adds of a whole call that pay for waking another thread: tens of microseconds.
 constexpr int64_t kWorkOfThread = 2500000;
 // Two threads share a step with profit from some 50000 multiply-adds on (measured); that the
@@ -25,30 +31,46 @@ constexpr int64_t kTileUnits = 16;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How many threads share the units of the same sequences. Alone with its sequences a thread reads
+// all of the weights each step. That pays unless it has too few sequences to hide the reading, or
+// the weights would fit L2 if threads shared them.
+int64_t parts_of(const Problem& p, int64_t threads) {
+  const int64_t B = std::max<int64_t>(1, p.B), weights = p.gates * p.H * p.P * p.element;
+  const int64_t units = ceil_div(p.H, kTileUnits);
+  const auto rows = [&](int64_t parts) { return ceil_div(B, threads / parts); };
+  int64_t parts = 1;
+  for (; parts < std::min(threads, units); ++parts) {
+    const bool few = rows(parts) < kFullTile / 2;
+    const bool overflow = weights > parts * kCache && rows(parts) < kBlock;
+    if (!few && !overflow) break;
+  }
+  // Groups of whole tiles may leave threads over.
+  if (parts > 1) parts = std::min(units, threads / ceil_div(B, rows(parts)));
+  const auto pays = [&] {
+    return parts * parts * kWorkOfPart <= rows(parts) * p.gates * p.H * (p.P + p.I);
+  };
+  while (parts > 1 && !pays()) --parts;
+  return parts;
+}
+
 }  // namespace
 
 Plan plan_cpu(const Problem& p) {
-  const int64_t step = std::max<int64_t>(1, p.B) * p.gates * p.H * (p.P + p.I);
+  const int64_t B = std::max<int64_t>(1, p.B), step = B * p.gates * p.H * (p.P + p.I);
   const double paid = double(p.T) * double(step) * p.directions / kWorkOfThread;
-  const int64_t threads = std::max<int64_t>(1, int64_t(std::min<double>(p.threads, paid)));
-  const int64_t streams = ceil_div(threads, p.directions);  // threads that share one direction
-  const int64_t B = p.B < 1 ? 1 : p.B, rows = ceil_div(B, streams);
-  const int64_t weights = p.gates * p.H * p.P * p.element;
   Plan plan{};
-  plan.threads = threads;
-  // Alone with its sequences a thread reads all of the weights each step. That pays unless it has
-  // too few sequences to hide the reading, or the weights would fit L2 if the threads shared them.
-  const bool few = rows < kFullTile / 2;
-  const bool overflow = weights > kCache && rows < kBlock;
-  plan.by_rows = streams == 1 || !(few || overflow);
-  const int64_t blocks = streams * ceil_div(B, streams * kBlock);
-  plan.block = plan.by_rows ? ceil_div(B, blocks) : B;
-  plan.parts = 1;
-  const int64_t most = std::min(threads, ceil_div(p.H, kTileUnits));
-  while (plan.parts < most && (plan.parts + 1) * (plan.parts + 1) * kWorkOfPart <= step)
-    ++plan.parts;
+  plan.threads = std::max<int64_t>(1, int64_t(std::min<double>(p.threads, paid)));
+  const int64_t streams = ceil_div(plan.threads, p.directions);  // threads of one direction
+  plan.parts = parts_of(p, streams);
+  const int64_t groups = std::min(B, std::max<int64_t>(1, streams / plan.parts));
+  // A group alone in memory walks in blocks; threads that meet walk all of their rows at once.
+  const int64_t blocks = plan.parts > 1 ? groups : groups * ceil_div(B, groups * kBlock);
+  plan.block = ceil_div(B, blocks);
   // In the step the input's weights are read again and again; ahead of it once.
-  plan.project_first = p.I > kFewFeatures && (plan.by_rows ? plan.block : B) < 2 * kFullTile;
+  plan.project_first = p.I > kFewFeatures && plan.block < 2 * kFullTile;
+  const int64_t row = std::max<int64_t>(1, 4 * p.H * p.element), T = std::max<int64_t>(1, p.T);
+  const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
+  plan.chunk = ceil_div(T, ceil_div(T, steps));
   return plan;
 }
 

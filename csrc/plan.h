@@ -14,13 +14,14 @@ struct Problem {
   int threads;
 };
 
+// Threads own sequences and never meet; or several share the units of the same ones, and meet each
+// step.
 struct Plan {
-  int64_t threads;  // as many as the whole call's work can pay for
-  // Threads own sequences and never meet; or they own units and meet each step.
-  bool by_rows;
-  int64_t block;       // by_rows: sequences that walk all T together
-  int64_t parts;       // not by_rows: threads that share the units
+  int64_t threads;     // as many as the whole call's work can pay for
+  int64_t block;       // sequences that walk together
+  int64_t parts;       // threads that share the units of a block
   bool project_first;  // forward: W_ih x for all steps by one matrix product before the loop
+  int64_t chunk;       // backward: steps whose gates' gradients are made, then used up
 };
 
 Plan plan_cpu(const Problem& problem);

@@ -114,12 +114,11 @@ def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
         parts.append("computed in float32")
     if plan["threads"] == "1":
         parts.append("one thread")
-    elif plan["by_rows"] == "1":
+    elif plan["parts"] == "1":
         parts.append(f"{plan['threads']} threads, each with sequences of its own")
     else:
-        parts.append(f"{plan['threads']} threads, which share the units of every sequence")
-    if plan["by_rows"] == "1":
-        parts.append(f"{plan['block']} sequences walk together")
+        parts.append(f"{plan['threads']} threads, {plan['parts']} share the units of a sequence")
+    parts.append(f"{plan['block']} sequences walk together")
     if plan["project_first"] == "1":
         parts.append("the input's products ahead of the loop")
     return ", ".join(parts)

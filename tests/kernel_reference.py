@@ -110,13 +110,11 @@ def forward(case: Case, a: Arrays) -> Arrays:
 
 
 def backward(case: Case, a: Arrays, saved: Arrays) -> Arrays:
-    """From what `forward` gave: dgates [N, 4H] (r, z, n, q or i, f, g, o), dh0 and dc0; and with
-    projection dh [N, P], a state's whole gradient, and hidden [N, H] = o * tanh(c)."""
-    gru, H, walk = case.cell == "gru", case.H, case.walk()
+    """From what `forward` gave, the gradients of x, the initial states and the weights. A weight's
+    is summed step by step, as autograd would."""
+    gru, walk = case.cell == "gru", case.walk()
     dh = a["dhn"].copy()
-    out = {"dgates": np.zeros((len(a["x"]), 4 * H), dh.dtype)}
-    if case.P:
-        out |= {"dh": np.zeros_like(saved["y"]), "hidden": np.zeros_like(saved["c"])}
+    out = {"d" + name: np.zeros_like(a[name]) for name in a if name[:2] in ("x", "w_", "b_")}
     if not gru:
         dc = a["dcn"].copy()
     for k in reversed(range(len(walk))):
@@ -133,21 +131,26 @@ def backward(case: Case, a: Arrays, saved: Arrays) -> Arrays:
             da_z = d * (h_prev - candidate) * z * (1 - z)
             da_r = da_n * q * r * (1 - r)
             dq = da_n * r
-            out["dgates"][rows] = np.hstack([da_r, da_z, da_n, dq])
-            dh[:n] = d * z + np.hstack([da_r, da_z, dq]) @ a["w_hh"]
+            da, d_state = np.hstack([da_r, da_z, da_n]), np.hstack([da_r, da_z, dq])
+            dh[:n] = d * z + d_state @ a["w_hh"]
         else:
             c_prev = before(saved["c"], a["c0"], walk, k)
             i, f, g, o = np.split(saved["gates"][rows], 4, axis=1)
             tanh_c = np.tanh(saved["c"][rows])
             if case.P:
-                out["dh"][rows], out["hidden"][rows] = d, o * tanh_c
+                out["dw_hr"] += d.T @ (o * tanh_c)
                 d = d @ a["w_hr"]
             whole = dc[:n] + d * o * (1 - tanh_c * tanh_c)
             da = np.hstack([whole * g * i * (1 - i), whole * c_prev * f * (1 - f),
                             whole * i * (1 - g * g), d * tanh_c * o * (1 - o)])
-            out["dgates"][rows] = da
+            d_state = da
             dc[:n] = whole * f
             dh[:n] = da @ a["w_hh"]
+        out["dx"][rows] = da @ a["w_ih"]
+        out["dw_ih"] += da.T @ a["x"][rows]
+        out["dw_hh"] += d_state.T @ before(saved["y"], a["h0"], walk, k)
+        out["db_ih"] += da.sum(0)
+        out["db_hh"] += d_state.sum(0)
     return {**out, "dh0": dh, **({} if gru else {"dc0": dc})}
 
 

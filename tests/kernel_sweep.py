@@ -15,7 +15,7 @@ LENGTHS = range(1, 41)
 # Tails of every kind at 4, 8 and 16 units a vector; more than one tile of sequences; one of each.
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 9, 17, 33), (2, 17, 1, 16), (3, 8, 18, 31),
          (4, 6, 33, 129)]
-RUNS = [("rows", 1), ("rows", 2), ("units", 3), ("plan", 2)]
+RUNS = [("rows", 1, 1), ("rows", 2, None), ("units", 3, 2), ("groups", 4, 1), ("plan", 2, None)]
 LAYER = {"float32": "Layer32", "float64": "Layer64"}
 STEP = {"float32": "Step32", "float64": "Step64"}
 
@@ -27,18 +27,18 @@ def cases():
             yield Case(cell, dtype, *size, width, reverse=bool(k % 2), packed=bool(k // 2 % 2))
 
 
-def run_layer(kernels, case, isa, partition, threads, train):
+def run_layer(kernels, case, isa, partition, threads, chunk, train):
     a = case.arrays()
     layer = getattr(kernels, LAYER[case.dtype])(
         case.cell, shaped(case, a["x"]), a["h0"], a.get("c0"), weights(a), reverse=case.reverse,
         batch_sizes=case.batch_sizes if case.packed else None, isa=isa, threads=threads,
-        partition=partition, train=train,
+        partition=partition, train=train, chunk=chunk,
     )
     layer.forward()
     assert np.isfinite(layer.y).all() and np.isfinite(layer.hn).all()
     if train:
         layer.backward(shaped(case, a["dy"]), a["dhn"], a.get("dcn"))
-        assert np.isfinite(layer.dgates).all() and np.isfinite(layer.dh0).all()
+        assert np.isfinite(layer.dx).all() and np.isfinite(layer.dw_hh).all()
 
 
 def run_step(kernels, case, isa):
@@ -59,9 +59,7 @@ def run_products(kernels, dtype, size, isa):
                         for shape in ((B, N), (N, K), (B, K), (K, N)))
     for threads in (1, 3):
         results = [
-            kernels.multiply(d, w, isa=isa, threads=threads),
-            kernels.multiply(d, flipped, transposed=True, isa=isa, threads=threads),
-            kernels.outer_sum(d, a, isa=isa, threads=threads),
+            kernels.multiply(d, flipped, isa=isa, threads=threads),
             *kernels.product_backward(d, w, a, a, isa=isa, threads=threads),
         ]
         assert all(np.isfinite(result).all() for result in results)
@@ -81,10 +79,10 @@ def main(folder):
         for dtype, size in product(LAYER, SIZES):
             run_products(kernels, dtype, size[1:], isa)
         for case in cases():
-            for partition, threads in RUNS:
-                run_layer(kernels, case, isa, partition, threads, train=True)
+            for run in RUNS:
+                run_layer(kernels, case, isa, *run, train=True)
                 count += 1
-            run_layer(kernels, case, isa, "plan", 1, train=False)
+            run_layer(kernels, case, isa, "plan", 1, None, train=False)
             if not case.P:
                 run_step(kernels, case, isa)
     print(f"{count} layers", *kernels.instruction_sets())

@@ -26,8 +26,8 @@ std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
   const Plan p = plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element),
                            int(torch::stable::get_num_threads())});
   std::ostringstream text;
-  text << "threads=" << p.threads << " by_rows=" << p.by_rows << " block=" << p.block
-       << " parts=" << p.parts << " project_first=" << p.project_first;
+  text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
+       << " project_first=" << p.project_first;
   return text.str();
 }
 

@@ -15,15 +15,15 @@ Tensor input_projection(const Layer& l, int d) {
   const Tensor workspace = empty(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
   const Rows<const Real> x = l.input<Real>();
   const Rows<Real> y = l.at(writable<Real>(out), N);
-  Multiply<Real> p{1, l.N, l.I, N, x.data, 0, x.row, nullptr, y.data, 0, y.row};
+  Multiply<Real> p{1, l.N, l.I, N, x.data, 0, x.row, nullptr, y.data, 0, y.row, false};
   if (!l.packed() && x.step != l.B * x.row) {
     if (l.B < l.T)
-      p = {l.B, l.T, l.I, N, x.data, x.row, x.step, nullptr, y.data, y.row, y.step};
+      p = {l.B, l.T, l.I, N, x.data, x.row, x.step, nullptr, y.data, y.row, y.step, false};
     else
-      p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row};
+      p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row, false};
   }
   const Real* w = pointer<Real>(l.w_ih(d));
-  multiply_cpu<Real>(instruction_set(), p, &w, 1, true, writable<Real>(workspace), torch_threads());
+  multiply_cpu<Real>(instruction_set(), p, w, writable<Real>(workspace), torch_threads());
   return out;
 }
 

@@ -65,7 +65,8 @@ class Layer {
  public:
   Layer(const std::string& cell, Array<Real> x, Array<Real> h0, std::optional<Array<Real>> c0,
         Arrays<Real> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
-        const std::string& isa, int threads, const std::string& partition, bool train)
+        const std::string& isa, int threads, const std::string& partition, bool train,
+        std::optional<int64_t> chunk)
       : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
     const bool lstm = cell_of(cell) == Cell::lstm;
     const int G = lstm ? 4 : 3;
@@ -123,17 +124,21 @@ class Layer {
     }
     plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Real)), threads});
     if (partition == "rows") {
-      plan_.by_rows = true;
-      plan_.threads = threads;
+      plan_.parts = 1;
       plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
     } else if (partition == "units") {
-      plan_.by_rows = false;
-      plan_.parts = plan_.threads = threads;
+      plan_.parts = threads;
+      plan_.block = f.B;
+    } else if (partition == "groups") {
+      plan_.parts = (threads + 1) / 2;
+      plan_.block = (f.B + 1) / 2;
     } else {
-      expect(partition == "plan", "partition must be plan, rows or units");
+      expect(partition == "plan", "partition must be plan, rows, units or groups");
     }
+    if (partition != "plan") plan_.threads = threads;
+    if (chunk) plan_.chunk = *chunk;
     workspace_.resize(forward_workspace(set_, &f, 1));
-    if (train) prepare_backward(rows(4 * f.H), rows(f.P), rows(f.H));
+    if (train) prepare_backward(rows(f.I));
   }
 
   void forward() {
@@ -151,7 +156,7 @@ class Layer {
     layer_backward_cpu(set_, plan_, &backward_, 1, backward_workspace_.data(), parallel_);
   }
 
-  Array<Real> y, hn, cn, gates, c, dgates, dh, hidden, dh0, dc0;
+  Array<Real> y, hn, cn, gates, c, dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr;
 
  private:
   template <class Data>
@@ -159,12 +164,13 @@ class Layer {
     return {data, forward_.B * width, width, forward_.offsets};
   }
 
-  void prepare_backward(std::vector<py::ssize_t> gate_rows, std::vector<py::ssize_t> state_rows,
-                        std::vector<py::ssize_t> unit_rows) {
+  void prepare_backward(std::vector<py::ssize_t> input_rows) {
     const Forward<Real>& f = forward_;
     Backward<Real>& b = backward_;
     static_cast<Sizes&>(b) = f;
     b.cell = f.cell;
+    b.x = f.x;
+    b.w_ih = f.w_ih;
     b.w_hh = f.w_hh;
     b.w_hr = f.w_hr;
     b.h0 = f.h0;
@@ -172,20 +178,24 @@ class Layer {
     b.y = at<const Real>(y.data(), f.P);
     b.gates = at<const Real>(gates.data(), f.gates.row);
     b.c = at<const Real>(c.data(), f.H);
-    dgates = zeros<Real>(gate_rows);
-    b.dgates = at(dgates.mutable_data(), 4 * f.H);
-    b.dq = 3 * f.H;
-    dh0 = zeros<Real>({f.B, f.P});
-    b.dh0 = dh0.mutable_data();
+    const auto like = [](const Array<Real>& a) {
+      return zeros<Real>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+    };
+    const auto gradient = [&](Array<Real>& to, const Array<Real>& of) {
+      to = like(of);
+      return to.mutable_data();
+    };
+    dx = zeros<Real>(input_rows);
+    b.dx = at(dx.mutable_data(), f.I);
+    b.dh0 = gradient(dh0, h0_);
     dc0 = zeros<Real>({f.B, f.H});
     b.dc0 = dc0.mutable_data();
-    if (f.w_hr) {
-      dh = zeros<Real>(state_rows);
-      b.dh = at(dh.mutable_data(), f.P);
-      hidden = zeros<Real>(unit_rows);
-      b.hidden = at(hidden.mutable_data(), f.H);
-    }
-    backward_workspace_.resize(backward_workspace(set_, &b, 1));
+    b.dw_ih = gradient(dw_ih, weights_[0]);
+    b.dw_hh = gradient(dw_hh, weights_[1]);
+    b.db_ih = gradient(db_ih, weights_[2]);
+    b.db_hh = gradient(db_hh, weights_[3]);
+    if (f.w_hr) b.dw_hr = gradient(dw_hr, weights_[4]);
+    backward_workspace_.resize(backward_workspace(set_, plan_, &b, 1));
   }
 
   const InstructionSet& set_;
@@ -257,42 +267,17 @@ Array<Real> apply(void (*function)(const Real*, Real*, int64_t), Array<Real> x) 
   return y;
 }
 
-// a w, or a w^T if transposed.
+// a w^T.
 template <class Real>
-Array<Real> multiply(Array<Real> a, Array<Real> w, bool transposed, const std::string& isa,
-                     int threads) {
-  const int64_t rows = a.shape(0), K = a.shape(1), N = w.shape(transposed ? 0 : 1);
-  expect(w.shape(transposed ? 1 : 0) == K, "a and w do not fit");
+Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int threads) {
+  const int64_t rows = a.shape(0), K = a.shape(1), N = w.shape(0);
+  expect(w.shape(1) == K, "a and w do not fit");
   Array<Real> c = zeros<Real>({rows, N});
-  const Real* data = w.data();
   std::vector<Real> workspace(multiply_workspace<Real>(set_of(isa), K, N));
   omp_set_num_threads(threads);
-  multiply_cpu<Real>(set_of(isa), {1, rows, K, N, a.data(), 0, K, nullptr, c.mutable_data(), 0, N},
-                     &data, 1, transposed, workspace.data(), openmp(threads));
-  return c;
-}
-
-// a^T b; rows are counted as if there were `batch` sequences a step.
-template <class Real>
-Array<Real> outer_sum(Array<Real> a, Array<Real> b, int64_t batch, const std::string& isa,
-                      int threads) {
-  const int64_t K = a.shape(0), M = a.shape(1), N = b.shape(1);
-  expect(b.shape(0) == K, "a and b do not fit");
-  Array<Real> c = zeros<Real>({M, N});
-  std::vector<Real> workspace(threads * kSumScratch);
-  omp_set_num_threads(threads);
-  outer_sum_cpu<Real>(set_of(isa),
-                      {K,
-                       M,
-                       N,
-                       batch,
-                       {a.data(), batch * M, M, nullptr},
-                       {b.data(), batch * N, N, nullptr},
-                       c.mutable_data(),
-                       N,
-                       1,
-                       false},
-                      workspace.data(), openmp(threads));
+  multiply_cpu<Real>(set_of(isa),
+                     {1, rows, K, N, a.data(), 0, K, nullptr, c.mutable_data(), 0, N, false},
+                     w.data(), workspace.data(), openmp(threads));
   return c;
 }
 
@@ -366,10 +351,11 @@ void define(py::module_& m, const char* suffix) {
   py::class_<Layer<Real>>(m, ("Layer" + s).c_str())
       .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
                     Arrays<Real>, bool, std::optional<std::vector<int64_t>>, const std::string&,
-                    int, const std::string&, bool>(),
+                    int, const std::string&, bool, std::optional<int64_t>>(),
            arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
            arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
-           arg("threads") = 1, arg("partition") = "plan", arg("train") = true)
+           arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
+           arg("chunk") = py::none())
       .def("forward", &Layer<Real>::forward)
       .def("backward", &Layer<Real>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
            arg("dcn") = py::none())
@@ -378,11 +364,14 @@ void define(py::module_& m, const char* suffix) {
       .def_readonly("cn", &Layer<Real>::cn)
       .def_readonly("gates", &Layer<Real>::gates)
       .def_readonly("c", &Layer<Real>::c)
-      .def_readonly("dgates", &Layer<Real>::dgates)
-      .def_readonly("dh", &Layer<Real>::dh)
-      .def_readonly("hidden", &Layer<Real>::hidden)
+      .def_readonly("dx", &Layer<Real>::dx)
       .def_readonly("dh0", &Layer<Real>::dh0)
-      .def_readonly("dc0", &Layer<Real>::dc0);
+      .def_readonly("dc0", &Layer<Real>::dc0)
+      .def_readonly("dw_ih", &Layer<Real>::dw_ih)
+      .def_readonly("dw_hh", &Layer<Real>::dw_hh)
+      .def_readonly("db_ih", &Layer<Real>::db_ih)
+      .def_readonly("db_hh", &Layer<Real>::db_hh)
+      .def_readonly("dw_hr", &Layer<Real>::dw_hr);
   py::class_<Step<Real>>(m, ("Step" + s).c_str())
       .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
                     Arrays<Real>, const std::string&, int>(),
@@ -404,10 +393,8 @@ void define(py::module_& m, const char* suffix) {
         return apply(kernels_of<Real>(set_of(isa)).tanh, x);
       },
       arg("x").noconvert(), arg("isa") = "");
-  m.def("multiply", &multiply<Real>, arg("a").noconvert(), arg("w").noconvert(),
-        arg("transposed") = false, arg("isa") = "", arg("threads") = 1);
-  m.def("outer_sum", &outer_sum<Real>, arg("a").noconvert(), arg("b").noconvert(), arg("batch") = 1,
-        arg("isa") = "", arg("threads") = 1);
+  m.def("multiply", &multiply<Real>, arg("a").noconvert(), arg("w").noconvert(), arg("isa") = "",
+        arg("threads") = 1);
   m.def("product_backward", &product_backward<Real>, arg("d").noconvert(), arg("w").noconvert(),
         arg("a").noconvert(), arg("direct").noconvert(), arg("isa") = "", arg("threads") = 1);
   m.def(("peak_flops" + s).c_str(), &peak_flops<Real>, arg("isa") = "", arg("threads") = 1,
@@ -431,8 +418,8 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
       [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
          int element, int threads) {
         const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
-        return py::dict(py::arg("by_rows") = plan.by_rows, py::arg("block") = plan.block,
-                        py::arg("parts") = plan.parts, py::arg("threads") = plan.threads,
+        return py::dict(py::arg("block") = plan.block, py::arg("parts") = plan.parts,
+                        py::arg("threads") = plan.threads, py::arg("chunk") = plan.chunk,
                         py::arg("project_first") = plan.project_first);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),

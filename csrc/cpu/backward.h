@@ -5,31 +5,33 @@
 //   dgates(t), dh_direct(t), dc(t) from dh               its epilogue (gates.h)
 //
 // "t+1" is the step walked after t in forward. A sequence's first contribution is dhn (and dcn);
-// its last, after its first step, goes to dh0. dh0 and dc0 hold dh_direct and dc on the way.
-// Included inside the namespace of an instruction set.
+// its last, after its first step, goes to dh0. dh0 and dc0 hold dh_direct and dc on the way. The
+// walk stops after every chunk of steps: the driver makes the weights' and the input's gradients
+// from its dgates, which nothing keeps. Included inside the namespace of an instruction set.
 #pragma once
 
 template <class Real>
 struct BackwardStep {
   const Backward<Real>& p;
   const BackwardWork<Real>& work;
-  int64_t t, later;  // `later`: the step after t in forward
-  int64_t previous;  // the step before t in forward
-  int64_t carried;   // rows below have a later step, the others receive dhn
-  int64_t begun;     // rows below have a previous step, the others began at h0
+  const Chunk<Real>& chunk;
+  const Rows<Real>& later_gates;  // dgates of the step after t
+  int64_t t, later;               // `later`: the step after t in forward
+  int64_t previous;               // the step before t in forward
+  int64_t carried;                // rows below have a later step, the others receive dhn
+  int64_t begun;                  // rows below have a previous step, the others began at h0
 };
 
 // W_hh^T dgates: over 4H columns; a GRU's recurrent side sees r, z and q but not n.
 template <class Real>
-static void recurrent_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t t, int64_t j,
-                               int64_t b, int M) {
+static void recurrent_gradient(const BackwardStep<Real>& s, Tile<Real>& a, const Real* d, int64_t j,
+                               int M) {
   const Backward<Real>& p = s.p;
-  const int64_t span = 4 * Simd<Real>::width, ld = p.dgates.row;
-  const Real* d = p.dgates.at(t, b);
+  const int64_t span = 4 * Simd<Real>::width, ld = s.work.gate_row;
   if (p.cell == Cell::gru) {
     const Real* panel = s.work.w_hh + j * 3 * p.H * span;
     product<4>(a, {0, 1, 2, 3}, M, d, ld, 2 * p.H, panel);
-    product<4>(a, {0, 1, 2, 3}, M, d + p.dq, ld, p.H, panel + 2 * p.H * span);
+    product<4>(a, {0, 1, 2, 3}, M, d + 3 * p.H, ld, p.H, panel + 2 * p.H * span);
   } else {
     product<4>(a, {0, 1, 2, 3}, M, d, ld, 4 * p.H, s.work.w_hh + j * 4 * p.H * span);
   }
@@ -44,7 +46,7 @@ static void state_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t j
   const bool carried = b < s.carried;
   const Real* direct = carried ? (p.cell == Cell::gru ? p.dh0 : nullptr) : p.dhn;
   a = {};
-  if (carried) recurrent_gradient(s, a, s.later, j, b, M);
+  if (carried) recurrent_gradient(s, a, s.later_gates.at(s.later, b), j, M);
   for (int g = 0; g < 4; ++g) {
     const int64_t u = (j * 4 + g) * W;
     if (u >= p.P) break;
@@ -67,7 +69,7 @@ static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, in
     for (int m = 0; m < M; ++m) {
       const int64_t row = b + m;
       const Real* saved = p.gates.at(s.t, row) + u;
-      Real* d = p.dgates.at(s.t, row) + u;
+      Real* d = s.chunk.dgates.at(s.t, row) + u;
       if (p.cell == Cell::gru) {
         const Real* previous = row < s.begun ? p.y.at(s.previous, row) : p.h0 + row * H;
         const Vec<Real> h_prev = load(previous + u, n), h = load(p.y.at(s.t, row) + u, n);
@@ -75,9 +77,10 @@ static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, in
         const auto grad =
             gru_gates_backward(dh.v[g][m], r, z, gru_candidate(z, h_prev, h), q, h_prev);
         store(d, grad.da_r, n);
-        store(d + H, grad.da_z, n);
+        store(d + H, dh.v[g][m] * (h_prev - h) * z,
+              n);  // da_z, as (h_prev - n) (1 - z) = h_prev - h
         store(d + 2 * H, grad.da_n, n);
-        store(d + p.dq, grad.dq, n);
+        store(d + 3 * H, grad.dq, n);
         store(p.dh0 + row * H + u, grad.dh_prev, n);
       } else {
         const Real* previous = row < s.begun ? p.c.at(s.previous, row) : p.c0 + row * H;
@@ -97,7 +100,7 @@ static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, in
         store(d + 2 * H, grad.da_g, n);
         store(d + 3 * H, grad.da_o, n);
         store(carry, grad.dc_prev, n);
-        if (p.hidden) store(p.hidden.at(s.t, row) + u, o * tanh_c, n);
+        if (s.chunk.hidden) store(s.chunk.hidden.at(s.t, row) + u, o * tanh_c, n);
       }
     }
   }
@@ -114,25 +117,27 @@ static void projected_step(const BackwardStep<Real>& s, int64_t row0, int64_t ro
     state_gradient(s, a, j, b, M);
     for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
       for (int m = 0; m < M; ++m)
-        store(p.dh.at(s.t, b + m) + (j * 4 + g) * W, a.v[g][m], p.P - (j * 4 + g) * W);
+        store(s.chunk.dh.at(s.t, b + m) + (j * 4 + g) * W, a.v[g][m], p.P - (j * 4 + g) * W);
   });
   part.wait();
   tiles<4>(panels_of(p.H, 4 * W), part, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a = {};
-    product<4>(a, {0, 1, 2, 3}, M, p.dh.at(s.t, b), p.dh.row, p.P, s.work.w_hr + j * p.P * 4 * W);
+    product<4>(a, {0, 1, 2, 3}, M, s.chunk.dh.at(s.t, b), p.P, p.P, s.work.w_hr + j * p.P * 4 * W);
     gates_gradient(s, a, j, b, M);
   });
 }
 
 template <class Real>
-static void backward(const Backward<Real>& p, const BackwardWork<Real>& work, int64_t row0,
-                     int64_t row1, const Part& part) {
+static void backward(const Backward<Real>& p, const BackwardWork<Real>& work,
+                     const Chunk<Real>& chunk, int64_t row0, int64_t row1, const Part& part) {
   constexpr int W = Simd<Real>::width;
-  for (int64_t k = p.T - 1; k >= 0; --k) {
+  for (int64_t k = chunk.k1 - 1; k >= chunk.k0; --k) {
     const int64_t t = p.step(k), rows = min_of(row1, p.active(t));
     const int64_t later = k + 1 < p.T ? p.step(k + 1) : -1, previous = k > 0 ? p.step(k - 1) : -1;
     const BackwardStep<Real> s{p,
                                work,
+                               chunk,
+                               k + 1 < chunk.k1 ? chunk.dgates : chunk.later,
                                t,
                                later,
                                previous,
@@ -152,7 +157,7 @@ static void backward(const Backward<Real>& p, const BackwardWork<Real>& work, in
     tiles<4>(panels_of(p.P, 4 * W), part, max_of(row0, s.begun), rows, rows,
              [&](int64_t j, int64_t b, int M) {
                Tile<Real> a = {};
-               recurrent_gradient(s, a, t, j, b, M);
+               recurrent_gradient(s, a, chunk.dgates.at(t, b), j, M);
                for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
                  for (int m = 0; m < M; ++m) {
                    const int64_t u = (j * 4 + g) * W;

@@ -3,7 +3,7 @@
 // shapes. Included inside the namespace of an instruction set.
 #pragma once
 
-// c = a w, for the blocks [block0, block1) of outer * row_blocks(inner).
+// c (+)= a w, for the blocks [block0, block1) of outer * row_blocks(inner).
 template <class Real>
 static void multiply(const Multiply<Real>& p, int64_t block0, int64_t block1) {
   constexpr int W = Simd<Real>::width;
@@ -18,46 +18,37 @@ static void multiply(const Multiply<Real>& p, int64_t block0, int64_t block1) {
                  p.panels + j * p.K * 4 * W);
       for (int g = 0; g < 4 && (j * 4 + g) * W < p.N; ++g)
         for (int m = 0; m < M; ++m) {
-          const int64_t column = (j * 4 + g) * W;
-          store(c + (r + m) * p.c_inner + column, sum.v[g][m], p.N - column);
+          const int64_t column = (j * 4 + g) * W, left = p.N - column;
+          Real* to = c + (r + m) * p.c_inner + column;
+          store(to, p.accumulate ? load(to, left) + sum.v[g][m] : sum.v[g][m], left);
         }
     });
   }
 }
 
 // c (+)= a^T b, for the columns [m0, m1) of a and [n0, n1) of b. The scratch holds a chunk of b as
-// panels [kSumChunk][4][W] and a tile's part of a.
+// panels [kSumChunk][4][W].
 template <class Real>
 static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                       Real* scratch) {
   constexpr int W = Simd<Real>::width, R = kRows<4>;
-  Real* packed_b = scratch;
-  Real* packed_a = scratch + kSumChunk * kSumColumns;  // [kSumChunk][R]
   for (int64_t nb = n0; nb < n1; nb += kSumColumns) {
     const int64_t ne = min_of(n1, nb + kSumColumns), panels = panels_of(ne - nb, 4 * W);
     for (int64_t k0 = 0; k0 < p.K; k0 += kSumChunk) {
       const int64_t rows = min_of(kSumChunk, p.K - k0);
-      const Real* a[kSumChunk];
-      for (int64_t k = 0; k < rows; ++k) {
-        const int64_t t = (k0 + k) / p.batch, sequence = (k0 + k) % p.batch;
-        const Real* b = p.b.at(t, sequence);
-        a[k] = p.a.at(t, sequence);
+      for (int64_t k = 0; k < rows; ++k)
         for (int64_t v = 0; v < panels * 4; ++v) {
           const int64_t column = nb + v * W;
-          store(packed_b + (v / 4 * kSumChunk + k) * 4 * W + v % 4 * W,
-                column < ne ? load(b + column, ne - column) : Vec<Real>{});
+          store(scratch + (v / 4 * kSumChunk + k) * 4 * W + v % 4 * W,
+                column < ne ? load(p.b[k0 + k] + column, ne - column) : Vec<Real>{});
         }
-      }
-      for (int64_t m = m0; m < m1; m += R) {
-        const int64_t M = min_of(R, m1 - m);
-        for (int64_t k = 0; k < rows; ++k)
-          for (int64_t i = 0; i < R; ++i) packed_a[k * R + i] = i < M ? a[k][m + i] : 0;
+      const bool add = p.accumulate || k0 > 0;
+      for (int64_t m = m0; m < m1; m += R)
         for (int64_t j = 0; j < panels; ++j) {
+          const int M = int(min_of(R, m1 - m));
           Tile<Real> sum = {};
-          constexpr int to[] = {0, 1, 2, 3};
-          product_rows<Real, R, 4, true>(sum, to, packed_a, 0, rows,
-                                         packed_b + j * kSumChunk * 4 * W);
-          const bool add = p.accumulate || k0 > 0;
+          product<4, transposed>(sum, {0, 1, 2, 3}, M, p.a + k0 * p.a_row + m, p.a_row, rows,
+                                 scratch + j * kSumChunk * 4 * W);
           for (int64_t v = 0; v < 4 && nb + (j * 4 + v) * W < ne; ++v)
             for (int64_t i = 0; i < M; ++i) {
               const int64_t column = nb + (j * 4 + v) * W, left = ne - column;
@@ -71,7 +62,23 @@ static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n
               }
             }
         }
-      }
     }
+  }
+}
+
+// Sums of the columns [m0, m1) of a, in blocks as the products' sums.
+template <class Real>
+static void column_sums(const Real* a, int64_t a_row, int64_t K, int64_t m0, int64_t m1, Real* sums,
+                        bool accumulate) {
+  constexpr int W = Simd<Real>::width;
+  for (int64_t m = m0; m < m1; m += W) {
+    const int64_t n = m1 - m;
+    Vec<Real> total = accumulate ? load(sums + m, n) : Vec<Real>{};
+    for (int64_t k0 = 0; k0 < K; k0 += kSumBlock) {
+      Vec<Real> sum = {};
+      for (int64_t k = k0; k < min_of(K, k0 + kSumBlock); ++k) sum += load(a + k * a_row + m, n);
+      total += sum;
+    }
+    store(sums + m, total, n);
   }
 }

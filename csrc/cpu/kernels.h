@@ -15,10 +15,25 @@ struct ForwardWork {
   Real* hidden;  // [B, H]  o * tanh(c) before the projection, or null
 };
 
+// Backward makes some steps' gradients of the gates, and uses them up: `Chunk`.
 template <class Real>
 struct BackwardWork {
-  Real* w_hh;  // panels [ceil(P / 4W)][G*H][4][W]
-  Real* w_hr;  // panels [ceil(H / 4W)][P][4][W], or null
+  Real* w_hh;        // panels [ceil(P / 4W)][G*H][4][W]
+  Real* w_hr;        // panels [ceil(H / 4W)][P][4][W], or null
+  Real* w_ih;        // panels [ceil(I / 4W)][G*H][4][W], or null: dx is not wanted
+  Real* dgates[2];   // [chunk's rows, gate_row] of this chunk and of the one before, in turn
+  int64_t gate_row;  // r, z, n, q or i, f, g, o from column 0; padded, so that rows lie apart in L1
+  Real* dh;          // [chunk's rows, P] the state's whole gradient; with projection only
+  Real* hidden;      // [chunk's rows, H] o * tanh(c); with projection only, or null
+};
+
+// The steps at which forward walked as its k0-th to its (k1 - 1)-th.
+template <class Real>
+struct Chunk {
+  int64_t k0, k1;
+  Rows<Real> dgates;  // of these steps
+  Rows<Real> later;   // of the chunk that forward walked next
+  Rows<Real> dh, hidden;
 };
 
 // A thread's share of the units: the parts [begin, end) of `of`; with a barrier if others hold the
@@ -57,8 +72,8 @@ struct CellBackward {
   Real *dh_prev, *dc_prev;  // [B, H] GRU: the direct part of dh; LSTM: dc
 };
 
-// c = a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its own,
-// so that a batch-first input needs no copy.
+// c (+)= a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its
+// own, so that a batch-first input needs no copy.
 template <class Real>
 struct Multiply {
   int64_t outer, inner, K, N;
@@ -67,16 +82,17 @@ struct Multiply {
   const Real* panels;  // of w [K, N]: [ceil(N / 4W)][K][4][W]
   Real* c;
   int64_t c_outer, c_inner;
+  bool accumulate;
 };
 
-// c (+)= a^T b, a sum over all K rows (steps and sequences): the weights' gradients. Row k is that
-// of step k / batch and sequence k % batch.
+// c (+)= a^T b, a sum over K rows (steps and sequences): the weights' gradients.
 template <class Real>
 struct OuterSum {
-  int64_t K, M, N, batch;
-  Rows<const Real> a;  // [K, M]
-  Rows<const Real> b;  // [K, N]
-  Real* c;             // [M, N]
+  int64_t K, M, N;
+  const Real* a;  // [K, M], rows a_row apart
+  int64_t a_row;
+  const Real* const* b;  // [K] rows of N
+  Real* c;               // [M, N]
   int64_t c_row, c_column;
   bool accumulate;
 };
@@ -84,7 +100,8 @@ struct OuterSum {
 constexpr int64_t kRowBlock = 96;     // rows of a that stay in L2 while all of w passes (multiply)
 constexpr int64_t kSumChunk = 256;    // rows of a long sum that are packed at a time (outer_sum)
 constexpr int64_t kSumColumns = 256;  // columns of b packed with them
-constexpr int64_t kSumScratch = kSumChunk * (kSumColumns + 8);  // elements an outer_sum needs
+constexpr int64_t kFewColumns = 64;   // fewer are better the rows of a product than its columns
+constexpr int64_t kSumScratch = kSumChunk * kSumColumns;  // elements an outer_sum needs
 
 inline int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
@@ -116,12 +133,15 @@ struct Kernels {
                        int64_t panel0, int64_t panel1);
   void (*forward)(const Forward<Real>&, const ForwardWork<Real>&, int64_t row0, int64_t row1,
                   const Part&);
-  void (*backward)(const Backward<Real>&, const BackwardWork<Real>&, int64_t row0, int64_t row1,
-                   const Part&);
+  void (*backward)(const Backward<Real>&, const BackwardWork<Real>&, const Chunk<Real>&,
+                   int64_t row0, int64_t row1, const Part&);
   // Blocks are counted over outer * row_blocks(inner).
   void (*multiply)(const Multiply<Real>&, int64_t block0, int64_t block1);
   void (*outer_sum)(const OuterSum<Real>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                     Real* scratch);
+  // sums[m] (+)= the sum over the K rows of a, m0 <= m < m1.
+  void (*column_sums)(const Real* a, int64_t a_row, int64_t K, int64_t m0, int64_t m1, Real* sums,
+                      bool accumulate);
   void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
   void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
   void (*product_backward)(const ProductBackward<Real>&, int64_t stretch0, int64_t stretch1);

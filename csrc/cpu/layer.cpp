@@ -1,18 +1,13 @@
 #include "layer.h"
 
-#include <algorithm>
-#include <utility>
+#include "driver.h"
 
 namespace gatedrnn {
 namespace {
 
-constexpr int kSpins = 2000;    // some microseconds; a partner that takes longer has lost its core
-constexpr int64_t kAlign = 16;  // elements: keeps every buffer on its own cache line
+constexpr int kSpins = 2000;  // some microseconds; a partner that takes longer has lost its core
 constexpr int64_t kSerial =
     32768;  // multiply-adds of a cell below which a second thread costs more
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t aligned(int64_t n) { return ceil_div(n, kAlign) * kAlign; }
 
 inline void pause() {
 #ifdef __x86_64__
@@ -21,25 +16,6 @@ inline void pause() {
   asm volatile("yield");
 #endif
 }
-
-// Hands out pieces of the workspace; with a null base it only counts.
-template <class Real>
-class Arena {
- public:
-  explicit Arena(Real* base) : base_(base) {}
-  Real* take(int64_t n) {
-    Real* piece = base_ ? base_ + used_ : nullptr;
-    used_ += aligned(n);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  Real* base_;
-  int64_t used_ = 0;
-};
-
-int gates_of(Cell cell) { return cell == Cell::gru ? 3 : 4; }
 
 template <class Real>
 ForwardWork<Real> take_work(const Forward<Real>& p, int64_t W, Arena<Real>& arena) {
@@ -52,14 +28,6 @@ ForwardWork<Real> take_work(const Forward<Real>& p, int64_t W, Arena<Real>& aren
     work.w_hr = arena.take(ceil_div(p.P, 4 * W) * p.H * 4 * W);
     work.hidden = arena.take(p.B * p.H);
   }
-  return work;
-}
-
-template <class Real>
-BackwardWork<Real> take_work(const Backward<Real>& p, int64_t W, Arena<Real>& arena) {
-  BackwardWork<Real> work{};
-  work.w_hh = arena.take(ceil_div(p.P, 4 * W) * gates_of(p.cell) * p.H * 4 * W);
-  if (p.w_hr) work.w_hr = arena.take(ceil_div(p.H, 4 * W) * p.P * 4 * W);
   return work;
 }
 
@@ -91,48 +59,6 @@ void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real
     k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
   }
   if (part.begin == 0) fill_bias(p, W, work.bias);
-}
-
-template <class Real>
-void pack(const Kernels<Real>& k, const Backward<Real>& p, const BackwardWork<Real>& work,
-          const Part& part) {
-  const int64_t W = k.width, spans = ceil_div(p.P, 4 * W), hidden = ceil_div(p.H, 4 * W);
-  const int64_t K = gates_of(p.cell) * p.H;
-  k.pack_columns(p.w_hh, K, p.P, work.w_hh, K, spans * part.begin / part.of,
-                 spans * part.end / part.of);
-  if (work.w_hr)
-    k.pack_columns(p.w_hr, p.P, p.H, work.w_hr, p.P, hidden * part.begin / part.of,
-                   hidden * part.end / part.of);
-}
-
-// loop(direction, work, row0, row1, part) is the time loop; forward and backward share the rest.
-template <class Real, class Params, class Loop>
-void run_layer(const Kernels<Real>& k, const Plan& plan, const Params* directions, int D,
-               Real* workspace, const Parallel& parallel, Loop loop) {
-  Arena<Real> arena(workspace);
-  decltype(take_work(directions[0], 0, arena)) work[2] = {};
-  for (int d = 0; d < D; ++d) work[d] = take_work(directions[d], k.width, arena);
-  const int64_t B = directions[0].B;
-  parallel(plan.threads, [&](int64_t begin, int64_t end) {
-    for (int d = 0; d < D; ++d)
-      pack(k, directions[d], work[d], {begin, end, plan.threads, nullptr});
-  });
-  if (plan.by_rows) {
-    const int64_t blocks = ceil_div(B, plan.block);
-    parallel(blocks * D, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        const int64_t d = n % D, row0 = n / D * plan.block;
-        const int64_t row1 = row0 + plan.block < B ? row0 + plan.block : B;
-        loop(directions[d], work[d], row0, row1, Part{});
-      }
-    });
-    return;
-  }
-  Barrier barrier(plan.parts);
-  parallel(plan.parts, [&](int64_t begin, int64_t end) {
-    for (int d = 0; d < D; ++d)
-      loop(directions[d], work[d], 0, B, Part{begin, end, plan.parts, &barrier});
-  });
 }
 
 // Splits [0, H) into whole vectors among the threads if there is enough to do.
@@ -173,31 +99,20 @@ int64_t forward_workspace(const InstructionSet& set, const Forward<Real>* direct
 }
 
 template <class Real>
-int64_t backward_workspace(const InstructionSet& set, const Backward<Real>* directions, int D) {
-  Arena<Real> arena(nullptr);
-  for (int d = 0; d < D; ++d) take_work(directions[d], kernels_of<Real>(set).width, arena);
-  return arena.used();
-}
-
-template <class Real>
 void layer_forward_cpu(const InstructionSet& set, const Plan& plan, const Forward<Real>* directions,
                        int D, Real* workspace, const Parallel& parallel) {
   const Kernels<Real>& k = kernels_of<Real>(set);
-  run_layer(k, plan, directions, D, workspace, parallel,
-            [&](const auto& p, const auto& work, int64_t row0, int64_t row1, const Part& part) {
-              k.forward(p, work, row0, row1, part);
-            });
-}
-
-template <class Real>
-void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
-                        const Backward<Real>* directions, int D, Real* workspace,
-                        const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  run_layer(k, plan, directions, D, workspace, parallel,
-            [&](const auto& p, const auto& work, int64_t row0, int64_t row1, const Part& part) {
-              k.backward(p, work, row0, row1, part);
-            });
+  Arena<Real> arena(workspace);
+  ForwardWork<Real> work[2] = {};
+  for (int d = 0; d < D; ++d) work[d] = take_work(directions[d], k.width, arena);
+  parallel(plan.threads, [&](int64_t begin, int64_t end) {
+    for (int d = 0; d < D; ++d)
+      pack(k, directions[d], work[d], {begin, end, plan.threads, nullptr});
+  });
+  walk(plan, D, directions[0].B, parallel,
+       [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
+         k.forward(directions[d], work[d], row0, row1, part);
+       });
 }
 
 template <class Real>
@@ -207,46 +122,16 @@ int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N) {
 }
 
 template <class Real>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* const* w, int count,
-                  bool transposed, Real* workspace, const Parallel& parallel) {
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Real* workspace,
+                  const Parallel& parallel) {
   const Kernels<Real>& k = kernels_of<Real>(set);
-  const int64_t span = 4 * k.width, panels = ceil_div(p.N, span), rows = p.K / count;
-  parallel(panels, [&](int64_t begin, int64_t end) {
-    if (transposed)
-      k.pack_rows(w[0], p.K, 4, p.N, k.width, span, workspace, begin, end);
-    else
-      for (int i = 0; i < count; ++i)
-        k.pack_columns(w[i], rows, p.N, workspace + i * rows * span, p.K, begin, end);
+  const int64_t span = 4 * k.width;
+  parallel(ceil_div(p.N, span), [&](int64_t begin, int64_t end) {
+    k.pack_rows(w, p.K, 4, p.N, k.width, span, workspace, begin, end);
   });
   p.panels = workspace;
   parallel(p.outer * row_blocks(p.inner),
            [&](int64_t begin, int64_t end) { k.multiply(p, begin, end); });
-}
-
-template <class Real>
-void outer_sum_cpu(const InstructionSet& set, OuterSum<Real> p, Real* workspace,
-                   const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  const int64_t span = 4 * k.width, tile = 12;  // columns of b, of a: whole tiles for every set
-  if (p.N < span && p.M > p.N) {
-    // Few columns would leave most lanes empty: the other way round they are the tile's rows.
-    std::swap(p.a, p.b);
-    std::swap(p.M, p.N);
-    std::swap(p.c_row, p.c_column);
-  }
-  const int64_t wide = ceil_div(p.N, span), tall = ceil_div(p.M, tile);
-  const bool by_rows = tall >= wide;
-  const int64_t parts = std::min<int64_t>(parallel.threads, by_rows ? tall : wide);
-  parallel(parts, [&](int64_t begin, int64_t end) {
-    Real* scratch = workspace + begin * kSumScratch;
-    const auto cut = [&](int64_t n, int64_t all, int64_t step) {
-      return std::min(all, ceil_div(all, step) * n / parts * step);
-    };
-    if (by_rows)
-      k.outer_sum(p, cut(begin, p.M, tile), cut(end, p.M, tile), 0, p.N, scratch);
-    else
-      k.outer_sum(p, 0, p.M, cut(begin, p.N, span), cut(end, p.N, span), scratch);
-  });
 }
 
 template <class Real>
@@ -282,22 +167,18 @@ void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>
     for (int64_t i = 0; i < n; ++i) p.da[i] += p.parts[s * n + i];
 }
 
-#define GATEDRNN_INSTANTIATE(Real)                                                                 \
-  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);            \
-  template int64_t backward_workspace(const InstructionSet&, const Backward<Real>*, int);          \
-  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);              \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int,   \
-                                  Real*, const Parallel&);                                         \
-  template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*, int, \
-                                   Real*, const Parallel&);                                        \
-  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Real* const*, int, bool, \
-                             Real*, const Parallel&);                                              \
-  template void outer_sum_cpu(const InstructionSet&, OuterSum<Real>, Real*, const Parallel&);      \
-  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                  \
-                                 const Parallel&);                                                 \
-  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,                \
-                                  const Parallel&);                                                \
-  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,          \
+#define GATEDRNN_INSTANTIATE(Real)                                                               \
+  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
+  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);            \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int, \
+                                  Real*, const Parallel&);                                       \
+  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Real*, Real*,          \
+                             const Parallel&);                                                   \
+  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                \
+                                 const Parallel&);                                               \
+  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,              \
+                                  const Parallel&);                                              \
+  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,        \
                                      const Parallel&);
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)

@@ -13,7 +13,8 @@ namespace gatedrnn {
 template <class Real>
 int64_t forward_workspace(const InstructionSet& set, const Forward<Real>* directions, int D);
 template <class Real>
-int64_t backward_workspace(const InstructionSet& set, const Backward<Real>* directions, int D);
+int64_t backward_workspace(const InstructionSet& set, const Plan& plan,
+                           const Backward<Real>* directions, int D);
 
 // directions[D]: one struct a direction, equal in all sizes.
 template <class Real>
@@ -24,18 +25,12 @@ void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
                         const Backward<Real>* directions, int D, Real* workspace,
                         const Parallel& parallel);
 
-// p.c = p.a w, with w [K, N] made of `count` matrices one under the other, or, if `transposed`,
-// given as one [N, K]. The workspace takes its panels.
+// p.c = p.a w^T, with w [N, K]. The workspace takes its panels.
 template <class Real>
 int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N);
 template <class Real>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* const* w, int count,
-                  bool transposed, Real* workspace, const Parallel& parallel);
-
-// The workspace takes kSumScratch elements a thread.
-template <class Real>
-void outer_sum_cpu(const InstructionSet& set, OuterSum<Real> p, Real* workspace,
-                   const Parallel& parallel);
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Real* workspace,
+                  const Parallel& parallel);
 
 template <class Real>
 void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,

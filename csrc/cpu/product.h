@@ -20,6 +20,8 @@ constexpr int kRows = 12 / G;
 #endif
 constexpr int kMaxRows = kRows<3>;
 constexpr int64_t kBlock = 64;
+// A sum over steps and sequences may have many equal terms, whose rounding errors are equal too.
+constexpr int64_t kSumBlock = 24;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
 // costs a fifth of the speed where the weights come from beyond L2.
 constexpr int64_t kAhead = 32;
@@ -29,14 +31,17 @@ struct Tile {
   Vec<Real> v[4][kMaxRows];  // pre-activations: one vector of units per gate and row
 };
 
-// tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M. The rows of a are lda apart, or,
-// if packed, its columns are: a[k][kRows<G>].
-template <class Real, int M, int G, bool packed = false>
+// How the tile's factor a lies: as [M][K], or as [K][M].
+enum Layout { by_row, transposed };
+
+// tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M, with a's rows lda apart.
+template <class Real, int M, int G, Layout layout>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Real* panel) {
   constexpr int W = Simd<Real>::width;
-  for (int64_t k0 = 0; k0 < K; k0 += kBlock) {
-    const int64_t k1 = k0 + kBlock < K ? k0 + kBlock : K;
+  constexpr int64_t block = layout == by_row ? kBlock : kSumBlock;
+  for (int64_t k0 = 0; k0 < K; k0 += block) {
+    const int64_t k1 = k0 + block < K ? k0 + block : K;
     Vec<Real> acc[M][G] = {};
     for (int64_t k = k0; k < k1; ++k) {
       const Real* row = panel + k * G * W;
@@ -48,7 +53,7 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
-        const Vec<Real> am = all(packed ? a[k * kRows<G> + m] : a[m * lda + k]);
+        const Vec<Real> am = all(layout == by_row ? a[m * lda + k] : a[k * lda + m]);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) acc[m][g] += am * w[g];
       }
@@ -61,21 +66,24 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
 }
 
 // The same for a number of rows known at run time, 1 <= M <= kRows<G>.
-template <int G, class Real>
+template <int G, Layout layout = by_row, class Real>
 static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, int64_t lda,
                     int64_t K, const Real* panel) {
+  const auto rows = [&]<int count>() {
+    product_rows<Real, count, G, layout>(tile, to, a, lda, K, panel);
+  };
   if constexpr (kRows<G> > 4) {
-    if (M == 5) return product_rows<Real, 5, G>(tile, to, a, lda, K, panel);
-    if (M == 6) return product_rows<Real, 6, G>(tile, to, a, lda, K, panel);
+    if (M == 5) return rows.template operator()<5>();
+    if (M == 6) return rows.template operator()<6>();
   }
   if constexpr (kRows<G> > 6) {
-    if (M == 7) return product_rows<Real, 7, G>(tile, to, a, lda, K, panel);
-    if (M == 8) return product_rows<Real, 8, G>(tile, to, a, lda, K, panel);
+    if (M == 7) return rows.template operator()<7>();
+    if (M == 8) return rows.template operator()<8>();
   }
   if constexpr (kRows<G> > 3) {
-    if (M == 4) return product_rows<Real, 4, G>(tile, to, a, lda, K, panel);
+    if (M == 4) return rows.template operator()<4>();
   }
-  if (M == 3) return product_rows<Real, 3, G>(tile, to, a, lda, K, panel);
-  if (M == 2) return product_rows<Real, 2, G>(tile, to, a, lda, K, panel);
-  return product_rows<Real, 1, G>(tile, to, a, lda, K, panel);
+  if (M == 3) return rows.template operator()<3>();
+  if (M == 2) return rows.template operator()<2>();
+  return rows.template operator()<1>();
 }
