@@ -1,13 +1,14 @@
 # make forecast   the energy example on its synthetic series: GRU against LSTM
 # make test       lint, build, the whole test suite
 # make bench      the CPU benchmark, quick
+# make arm        cross-compiles for 64-bit Arm and runs the kernels' tests there, emulated
 # make gpu        on a machine with a GPU, offline: what only a GPU can show, and the benchmark; it
 #                 takes what `make wheel conformance` made where nvcc is
 # Both first ones create and use .venv; PYTHON=/path/to/python uses an existing environment instead.
 
 export GATEDRNN_WERROR := 1
 
-.PHONY: forecast test lint build kernels emulated bench wheel conformance gpu clean
+.PHONY: forecast test lint build kernels emulated arm bench wheel conformance gpu clean
 
 ifdef PYTHON
 environment :=
@@ -35,6 +36,10 @@ kernels: $(environment)
 
 emulated: $(environment)
 	$(PYTHON) setup.py -q build_emulated
+
+arm: $(environment)
+	$(PYTHON) -m tests.arm
+	$(PYTHON) -m pytest -q tests/test_arm.py
 
 bench: build kernels
 	$(PYTHON) -m benchmarks.run --device cpu --suite layers --quick

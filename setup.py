@@ -5,6 +5,8 @@
                                          on NumPy arrays, for kernel tests and microbenchmarks
     python setup.py build_emulated       build/emulated: the CUDA path, its kernels emulated on the
                                          CPU: as ops on CPU tensors, and on NumPy arrays
+    python setup.py build_arm            build/arm64: the CPU path, cross-compiled for 64-bit Arm;
+                                         `make arm` runs its tests
 
 CUDA kernels are built where nvcc is found; they serve CUDA builds of torch, and the same binary
 serves the others. Environment: GATEDRNN_CUDA=0 does without, =1 insists; CUDA_HOME;
@@ -38,6 +40,8 @@ STABLE_ABI = "0x020a000000000000"  # torch 2.10
 LIMITED_API = "0x030a0000"  # Python 3.10
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 CXX = os.environ.get("CXX") or shutil.which("g++") or "c++"
+ARM_CXX = "aarch64-linux-gnu-g++"
+ARM_ROOT = ROOT / "build" / "arm64" / "root"  # where tests/arm.py unpacks a Python for Arm
 ARCHITECTURES = ("75", "80", "86", "89", "90a", "100", "120")
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", f"-ccbin {CXX}"]
@@ -48,19 +52,22 @@ if os.environ.get("GATEDRNN_WERROR") == "1":  # ours, not for users: a new compi
 
 # One body for every instruction set: only its flags and vector width differ. GCC's note that the
 # passing of wide vectors depends on the flags concerns calls across files, of which there are none.
-ISA_FLAGS = ["-Wno-psabi", "-Icsrc"]
+# The scheduling before registers are allocated, which GCC does on Arm and not on x86, would load
+# all factors of a tile at once and so drive its accumulators out of the registers.
+ISA_FLAGS = ["-Wno-psabi", "-fno-schedule-insns", "-Icsrc"]
 X86_FLAGS = {
     "csrc/cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma"],
 }
 Objects = dict[str, list[str]]  # source: its own flags
-KERNELS: Objects = {
+PORTABLE: Objects = {
     "csrc/plan.cpp": [],
     "csrc/cpu/layer.cpp": [],
     "csrc/cpu/layer_backward.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
     "csrc/cpu/baseline.cpp": ISA_FLAGS,
 }
+KERNELS = PORTABLE.copy()
 if platform.machine() in ("x86_64", "AMD64"):
     KERNELS |= {source: flags + ISA_FLAGS for source, flags in X86_FLAGS.items()}
 # Torch's headers are not ours to warn about, hence -isystem.
@@ -115,7 +122,10 @@ def ninja() -> str:
 
 
 def build(
-    targets: dict[Path, tuple[Objects, list[str]]], folder: Path, cuda: str | None = None
+    targets: dict[Path, tuple[Objects, list[str]]],
+    folder: Path,
+    cuda: str | None = None,
+    cxx: str = CXX,
 ) -> None:
     """Compile every source with its own flags, several at once, and link them into the targets.
 
@@ -123,9 +133,9 @@ def build(
     `cuda`, or as C++ if it is None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    compilers = {".c": f"{CXX} -fPIC", ".cpp": " ".join([CXX, *CXX_FLAGS])}
+    compilers = {".c": f"{cxx} -fPIC", ".cpp": " ".join([cxx, *CXX_FLAGS])}
     compilers[".cu"] = " ".join([cuda, *NVCC_FLAGS]) if cuda else compilers[".cpp"] + " -x c++"
-    linker = f"{cuda} -ccbin {CXX}" if cuda else CXX  # nvcc knows where its runtime library is
+    linker = f"{cuda} -ccbin {cxx}" if cuda else cxx  # nvcc knows where its runtime library is
     rules = [
         f"builddir = {_escape(folder)}",
         "rule compile",
@@ -158,8 +168,7 @@ def _escape(path: Path) -> str:
 class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
         python = [f"-I{sysconfig.get_path('include')}", f"-DPy_LIMITED_API={LIMITED_API}"]
-        bindings = {f"csrc/bindings/{name}.cpp": TORCH_FLAGS for name in TORCH_BINDINGS}
-        objects = KERNELS | bindings | {"csrc/module.c": python}
+        objects = KERNELS | torch_bindings() | {"csrc/module.c": python}
         link, cuda, summary = TORCH_LINK, nvcc(), "only"
         if cuda:
             numbers = architectures(cuda)
@@ -225,10 +234,31 @@ class BuildEmulated(BuildModule):
         build(targets, ROOT / "build" / f"temp_emulated{name}")
 
 
-def pybind11_flags() -> list[str]:
+class BuildArm(BuildModule):
+    description = "cross-compile the CPU path for 64-bit Arm"
+
+    def run(self) -> None:
+        folder = ROOT / "build" / "arm64"
+        # Without libtorch, whose symbols stay open: it shows that all compiles and fits together.
+        targets = {folder / "gatedrnn_torch.so": (PORTABLE | torch_bindings(), [])}
+        for python in ARM_ROOT.glob("usr/include/python3.*"):
+            # pyconfig.h of this architecture is found from the root's folder of headers, the C
+            # library's stay the compiler's.
+            flags = [*pybind11_flags(python), f"-idirafter {ARM_ROOT / 'usr/include'}", "-fopenmp"]
+            module = PORTABLE | {"csrc/bindings/numpy.cpp": flags}
+            targets[folder / "kernels" / "gatedrnn_kernels.so"] = (module, ["-fopenmp"])
+        build(targets, ROOT / "build" / "temp_arm64", cxx=ARM_CXX)
+
+
+def torch_bindings() -> Objects:
+    return {f"csrc/bindings/{name}.cpp": TORCH_FLAGS for name in TORCH_BINDINGS}
+
+
+def pybind11_flags(python: Path | None = None) -> list[str]:
     import pybind11
 
-    return [f"-isystem {pybind11.get_include()}", f"-isystem {sysconfig.get_path('include')}"]
+    headers = python or sysconfig.get_path("include")
+    return [f"-isystem {pybind11.get_include()}", f"-isystem {headers}"]
 
 
 setup(
@@ -237,6 +267,7 @@ setup(
         "build_ext": BuildExtension,
         "build_kernels": BuildKernels,
         "build_emulated": BuildEmulated,
+        "build_arm": BuildArm,
     },
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

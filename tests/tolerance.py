@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from array_tolerance import bound, error, violation
 from torch import Tensor
 
 GATES = {3: "rzn", 4: "ifgo"}
@@ -23,41 +24,6 @@ def widened(value: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     return value.detach().to(torch.complex128 if value.is_complex() else torch.float64).numpy()
-
-
-def error(value: np.ndarray, ref: np.ndarray) -> np.ndarray:
-    """|value - ref|: 0 where both are the same NaN or infinity, inf where only one of them is."""
-    same = (value == ref) | (np.isnan(value) & np.isnan(ref))
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(value - ref)
-    return np.where(same, 0, np.where(np.isfinite(distance), distance, np.inf))
-
-
-def bound(peer: np.ndarray, ref: np.ndarray, dtype: torch.dtype) -> float:
-    """The right side of the rule for one block."""
-    largest = float(np.abs(ref[np.isfinite(ref)]).max(initial=0))
-    tiny = 4 * torch.finfo(dtype).eps * max(1.0, largest)
-    return 2 * float(error(peer, ref).max(initial=0)) + tiny
-
-
-def violation(name: str, ours: np.ndarray, peer: np.ndarray, ref: np.ndarray,
-              dtype: torch.dtype) -> str | None:
-    """Why `ours` breaks the rule against `ref`, where torch's own result is `peer`; or None."""
-    if not ours.shape == peer.shape == ref.shape:
-        return f"{name}: shapes differ: ours {ours.shape}, torch {peer.shape}, oracle {ref.shape}"
-    if ref.size == 0:
-        return None
-    error_ours, error_peer, limit = error(ours, ref), error(peer, ref), bound(peer, ref, dtype)
-    if np.isinf(limit):
-        return f"{name}: torch's own result is not finite where the oracle is; this shows nothing"
-    if error_ours.max() <= limit:
-        return None
-    at = np.unravel_index(int(error_ours.argmax()), ref.shape)
-    return (
-        f"{name} at {tuple(int(k) for k in at)} of {ref.shape}: ours {ours[at]}, torch {peer[at]}, "
-        f"oracle {ref[at]}; error {float(error_ours[at]):.3g}, torch's largest "
-        f"{float(error_peer.max()):.3g}, bound {limit:.3g}"
-    )
 
 
 def blocks(name: str, count: int, rows: int) -> Iterator[tuple[str, slice]]:
@@ -80,7 +46,7 @@ def hold(ours: Mapping[str, Tensor], peer: Mapping[str, Tensor],
             found.append(f"{name}: dtype {value.dtype}, torch's is {peer[name].dtype}")
         wide = [widened(part) for part in (value, peer[name], ref[name])]
         for block, rows in blocks(name, gates, len(wide[0])):
-            found.append(violation(block, *(part[rows] for part in wide), dtype))
+            found.append(violation(block, *(part[rows] for part in wide), torch.finfo(dtype).eps))
     found = [line for line in found if line]
     assert not found, "\n".join([f"{len(found)} tensors off {label}", *found])
 
@@ -93,6 +59,6 @@ def hold_together(one: Mapping[str, Tensor], two: Mapping[str, Tensor],
         wide = [widened(part[name]) for part in (one, two, peer, ref)]
         for block, rows in blocks(name, gates, len(wide[0])):
             a, b, by_torch, oracle = (part[rows] for part in wide)
-            limit = bound(by_torch, oracle, dtype)
+            limit = bound(by_torch, oracle, torch.finfo(dtype).eps)
             apart = float(error(a, b).max(initial=0))
             assert apart <= limit, f"{block}: {apart:.3g} apart, bound {limit:.3g}"

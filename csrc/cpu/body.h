@@ -3,6 +3,7 @@
 // that instruction set's flags (setup.py). Everything here has internal linkage: a function that
 // the linker shared between instruction sets would run on machines that lack them.
 #include <cstdint>
+#include <utility>
 
 #include "kernels.h"
 

@@ -3,16 +3,18 @@
 #pragma once
 
 // Independent chains in registers, as many as hide the latency; returns the multiply-adds done.
+// A chain is addend and factor both: on Arm the sum takes its addend's register, and another addend
+// would have to be moved there first.
 template <class Real>
 static double multiply_adds(int64_t repeats) {
-  constexpr int chains = 10;
-  volatile Real opaque_a = Real(0.5), opaque_b = Real(1e-3), sink;
-  const Vec<Real> a = all<Real>(opaque_a), b = all<Real>(opaque_b);
+  constexpr int chains = GATEDRNN_VECTOR_REGISTERS >= 32 ? 20 : 12;
+  volatile Real opaque = Real(1e-30), sink;  // so small that the chains stay what they are
+  const Vec<Real> a = all<Real>(opaque);
   Vec<Real> acc[chains];
   for (int c = 0; c < chains; ++c) acc[c] = all(Real(c));  // equal chains would be merged
   for (int64_t k = 0; k < repeats; ++k)
-#pragma GCC unroll 10
-    for (int c = 0; c < chains; ++c) acc[c] = acc[c] * a + b;
+#pragma GCC unroll 20
+    for (int c = 0; c < chains; ++c) acc[c] = acc[c] * a + acc[c];
   Vec<Real> sum = {};
   for (int c = 0; c < chains; ++c) sum += acc[c];
   sink = sum[0];

@@ -3,26 +3,26 @@
 // namespace of an instruction set.
 #pragma once
 
-// Transposes W vectors of W lanes in place: log2(W) rounds of exchanges between rows d apart.
-template <class Real>
-static inline void transpose(Vec<Real> (&v)[Simd<Real>::width]) {
+// One exchange between two rows d apart. k are a row's lanes; the lanes of the pair that make up
+// the new rows are constants for the compiler, which otherwise may shuffle them one by one.
+template <class Real, int d, int... k>
+static inline void exchange(Vec<Real>& a, Vec<Real>& b, std::integer_sequence<int, k...>) {
   constexpr int W = Simd<Real>::width;
   using Int = typename Simd<Real>::Int;
-#pragma GCC unroll 4
-  for (int d = W / 2; d > 0; d /= 2) {
-    Int low = {}, high = {};  // lanes of the concatenated pair that form the two new rows
+  const Vec<Real> low = __builtin_shuffle(a, b, Int{(k & d ? W + k - d : k)...});
+  b = __builtin_shuffle(a, b, Int{(k & d ? W + k : k + d)...});
+  a = low;
+}
+
+// Transposes W vectors of W lanes in place: log2(W) rounds of exchanges between rows d apart.
+template <class Real, int d = Simd<Real>::width / 2>
+static inline void transpose(Vec<Real> (&v)[Simd<Real>::width]) {
+  constexpr int W = Simd<Real>::width;
+  if constexpr (d > 0) {
 #pragma GCC unroll 16
-    for (int k = 0; k < W; ++k) {
-      low[k] = k & d ? W + k - d : k;
-      high[k] = k & d ? W + k : k + d;
-    }
-#pragma GCC unroll 16
-    for (int m = 0; m < W; ++m) {
-      if (m & d) continue;
-      const Vec<Real> a = v[m], b = v[m + d];
-      v[m] = __builtin_shuffle(a, b, low);
-      v[m + d] = __builtin_shuffle(a, b, high);
-    }
+    for (int m = 0; m < W; ++m)
+      if (!(m & d)) exchange<Real, d>(v[m], v[m + d], std::make_integer_sequence<int, W>());
+    transpose<Real, d / 2>(v);
   }
 }
 
@@ -40,9 +40,10 @@ static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t ga
       const int64_t first = j * panel_stride + g * gate_stride;
       const int64_t left = units - j * panel_stride - (gates ? 0 : g * W);
       for (int64_t k = 0; k < K; k += W) {
-        Vec<Real> v[W] = {};
+        Vec<Real> v[W];
+#pragma GCC unroll 16
         for (int m = 0; m < W; ++m)
-          if (m < left) v[m] = load(w + (first + m) * K + k, K - k);
+          v[m] = m < left ? load(w + (first + m) * K + k, K - k) : Vec<Real>{};
         transpose<Real>(v);
         for (int m = 0; m < W && k + m < K; ++m) store(panel + ((k + m) * G + g) * W, v[m]);
       }

@@ -48,7 +48,7 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       Vec<Real> w[G];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {
-        __builtin_prefetch(row + (kAhead * G + g) * W);
+        if (g * sizeof(w[g]) % 64 == 0) __builtin_prefetch(row + (kAhead * G + g) * W);  // a line
         w[g] = load(row + g * W);
       }
 #pragma GCC unroll 8
