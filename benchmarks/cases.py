@@ -3,6 +3,7 @@
 Sizes: B sequences, T steps, I input features, H hidden units, L layers.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ LAYER_SHAPES = [  # B, T, I, H, L
     (1, 256, 512, 512, 1),
     (16, 50, 1024, 1024, 1),
 ]
+MEMORY_BATCH = 8  # from here on memory is measured: a step of fewer sequences needs little
+SWEEP_BATCHES, SWEEP_STEPS = (1, 2, 8, 32, 128, 512), (1, 16, 100)
+SWEEP_INPUTS, SWEEP_HIDDEN = (1, 16, 128), (8, 64, 100, 256, 512)
 STEP_SHAPES = [(B, H, H) for H in (64, 128, 256) for B in (1, 8, 64)]  # B, I, H
 GATE_ELEMENTS = 4096
 
@@ -102,7 +106,7 @@ GPU_LAYERS = [  # few enough for minutes, one for each way in which a shape can 
 GRID_HIDDEN, GRID_BATCHES = (64, 128, 192, 256, 512, 1024), (1, 16, 64, 256, 1024)
 GRID_STEPS = 128
 
-SUITES = ("layers", "cells", "kernels", "grid")
+SUITES = ("layers", "cells", "kernels", "sweep", "memory", "grid")
 
 
 def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
@@ -127,6 +131,15 @@ def kernels(shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
     return found
 
 
+def sweep(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    every = itertools.product(SWEEP_BATCHES, SWEEP_STEPS, SWEEP_INPUTS, SWEEP_HIDDEN, (1,))
+    return layers(shapes or list(every))
+
+
+def memory(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    return layers(shapes or [shape for shape in LAYER_SHAPES if shape[0] >= MEMORY_BATCH])
+
+
 def gpu_layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
     return layers(shapes) if shapes else [Layer(cell, *shape) for cell, shape in GPU_LAYERS]
 
@@ -136,7 +149,8 @@ def grid(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
 
 
 ON = {
-    "cpu": {"layers": layers, "cells": cells, "kernels": kernels},
+    "cpu": {"layers": layers, "cells": cells, "kernels": kernels, "sweep": sweep,
+            "memory": memory},
     "cuda": {"layers": gpu_layers, "cells": cells, "grid": grid},
 }
 

@@ -10,6 +10,9 @@ Where float64 itself is timed there is nothing wider at hand. Then `ref` is the 
 with an error of its own, and that error is taken from the peer in float32, scaled by the ratio of
 both eps: the bound becomes 3 * scaled error + 4 eps * max(1, max|ref|), of which one part is the
 reference's.
+
+For other libraries, which round as they like, and for sizes at which float64 takes too long, `near`
+is enough: it finds mistakes, not a lost bit.
 """
 
 import math
@@ -20,6 +23,7 @@ from typing import Any
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10,
        "bfloat16": 2.0**-7}
 WIDE = "float64"
+TOLERANCE = 1e-4  # of max(1, the tensor's largest element), in float32: see near
 
 
 def peer_dtype(dtype: str) -> str:
@@ -48,24 +52,49 @@ def judge(ours: Mapping[str, Any], peer: Mapping[str, Any], ref: Mapping[str, An
 
     All are arrays of float64, by NumPy or torch.
     """
-    if ours.keys() != ref.keys():
-        return Verdict(f"tensors are {sorted(ours)}, expected {sorted(ref)}", math.nan, math.nan)
+    if failure := _names(ours, ref):
+        return Verdict(failure, math.nan, math.nan)
     eps = EPS[dtype]
     weight = eps / EPS[peer_dtype(dtype)]
     failures, errors, peer_errors = [], [], []
     for name, value in ours.items():
-        if value.shape != ref[name].shape:
-            failures.append(
-                f"{name} has shape {tuple(value.shape)}, expected {tuple(ref[name].shape)}"
-            )
+        if failure := _shape(name, value, ref[name]):
+            failures.append(failure)
             continue
         scale = max(1.0, largest(ref[name]))
         error = largest(value - ref[name])
         peer_error = weight * largest(peer[name] - ref[name])
-        bound = (3 if dtype == WIDE else 2) * peer_error + 4 * eps * scale
-        if not error <= bound:  # so that NaN fails
-            failures.append(f"{name} is off by {error:.3g}, bound {bound:.3g}")
+        failures += _size(name, error, (3 if dtype == WIDE else 2) * peer_error + 4 * eps * scale)
         errors.append(error / scale)
         peer_errors.append(peer_error / scale)
     return Verdict("; ".join(failures), max(errors, default=math.nan),
                    max(peer_errors, default=math.nan))
+
+
+def near(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Which tensors, computed in float32, are not within TOLERANCE of what is expected."""
+    if failure := _names(found, expected):
+        return failure
+    failures = []
+    for name, value in found.items():
+        if failure := _shape(name, value, expected[name]):
+            failures.append(failure)
+        else:
+            bound = TOLERANCE * max(1.0, largest(expected[name]))
+            failures += _size(name, largest(value - expected[name]), bound)
+    return "; ".join(failures)
+
+
+def _names(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    same = found.keys() == expected.keys()
+    return "" if same else f"tensors are {sorted(found)}, expected {sorted(expected)}"
+
+
+def _shape(name: str, value: Any, expected: Any) -> str:
+    found, wanted = tuple(value.shape), tuple(expected.shape)
+    return "" if found == wanted else f"{name} has shape {found}, expected {wanted}"
+
+
+def _size(name: str, error: float, bound: float) -> list[str]:
+    # The negation lets NaN fail.
+    return [f"{name} is off by {error:.3g}, bound {bound:.3g}"] if not error <= bound else []

@@ -25,18 +25,22 @@ def device_name() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with -dirty if files differ from it.
+    """The checkout's commit, with -dirty if files differ from it, results of benchmarks apart.
 
     Where the files came without their repository GATEDRNN_COMMIT may name it; else it is empty.
     """
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True,
+                              check=True).stdout.strip()
+
     try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"],
-            capture_output=True, text=True, check=True,
-        )
+        name = git("rev-parse", "--short", "HEAD")
+        # A row that is written to a tracked file must not change what the next row says.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".",
+                      ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("GATEDRNN_COMMIT", "")
-    return done.stdout.strip()
+    return f"{name}-dirty" if changed else name
 
 
 def describe(threads: int) -> dict[str, str | int]:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 import gatedrnn
 
-from .cases import Layer, Step
-from .check import WIDE, judge, peer_dtype
+from . import cpu_peers
+from .cases import GATES, Layer, Step
+from .check import WIDE, Verdict, judge, near, peer_dtype
 from .limits import Limits, flops, forward_products, training_products
-from .report import Row
-from .timing import Budget, Contestant, in_turn, paired_ratio, spread
+from .report import ModuleRow
+from .timing import Budget, Contestant, after_pause, in_turn, paired_ratio, spread
 
 SEED = 2026
 Results = dict[str, Tensor]
@@ -39,17 +40,17 @@ class Run:
         self.cotangents = [t.to(to) for t in cotangents]
         self._leaves = [*self.inputs, *self.module.parameters()]
 
-    def _call(self) -> tuple[Tensor, ...]:
+    def call(self) -> tuple[Tensor, ...]:
         x, *states = self.inputs
         hx = tuple(states) if len(states) == 2 else states[0] if states else None
         return _flat(self.module(x, hx))
 
     def inference(self) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return self._call()
+            return self.call()
 
     def training(self) -> tuple[Tensor, ...]:
-        outputs = self._call()
+        outputs = self.call()
         torch.autograd.backward(outputs, self.cotangents)
         return outputs
 
@@ -119,29 +120,96 @@ def build(case: Layer | Step, dtype: str, device: str = "cpu") -> dict[str, Call
 PASSES = {"inference": forward_products, "training": training_products}
 
 
-def rows(case: Layer | Step, suite: str, dtype: str, isa: str, limits: Limits | None,
-         budget: Budget) -> Iterator[Row]:
-    """Checks and times both passes of a case. `limits` is None where they cannot be measured."""
-    make = build(case, dtype)
+def kernel_name(case: Layer | Step, dtype: str) -> str:
+    """What of ours runs a case with torch's present threads, each layer's once: avx512 rows where
+    threads own sequences, avx512 units where they share the units of a sequence, avx512 alone
+    where one thread does it, aten where torch's own operations do."""
+    isa = gatedrnn.raw.instruction_set()
+    if isinstance(case, Step):
+        return f"{isa} cell"
+    names = []
+    for inputs in case.inputs:
+        text = torch.ops.gatedrnn.cpu_plan(case.T, case.B, inputs, case.H, case.H,
+                                           GATES[case.cell], 1, 8 if dtype == WIDE else 4)
+        plan = dict(pair.split("=") for pair in text.split())
+        shared = "rows" if plan["parts"] == "1" else "units"
+        way = "alone" if plan["threads"] == "1" else shared
+        names.append("aten" if plan.get("aten") == "1" else f"{isa} {way}")
+    return ", ".join(dict.fromkeys(names))
+
+
+def results(run: Run) -> dict[str, Results]:
+    return {"inference": run.inference_results(), "training": run.training_results()}
+
+
+def timed(row: ModuleRow, case: Layer | Step, runs: dict[str, Run], budget: Budget,
+          limits: Limits | None, peers: dict[str, cpu_peers.Peer] | None = None) -> None:
+    """Times a pass of torch's, ours and the peers in turn, and fills the row."""
+    contestants = {
+        name: Contestant(run.inference) if row.pass_ == "inference"
+        else Contestant(run.training, run.reset)
+        for name, run in runs.items()
+    }
+    if peers:
+        contestants |= {name: Contestant(peer) for name, peer in peers.items()}
+        times = in_turn(contestants, budget, after_pause)
+    else:
+        times = in_turn(contestants, budget)
+    row.kernel = kernel_name(case, row.dtype)
+    products = PASSES[row.pass_](case)
+    row.set_ours(spread(times["ours"]), len(times["ours"]), flops(products),
+                 limits.bound(products) if limits else None)
+    row.set_torch(spread(times["torch"]), paired_ratio(times["torch"], times["ours"]))
+    for name in peers or ():
+        setattr(row, f"{name}_ms", 1e3 * spread(times[name]).median)
+        setattr(row, f"{name}_ratio", paired_ratio(times[name], times["ours"]).median)
+
+
+def checked(make: dict[str, Callable[[], Run]], dtype: str) -> tuple[dict[str, Verdict], Results]:
+    """What the rule says of each pass, and the reference's outputs."""
     found = {}
     for name in ("ref", "peer", "ours"):  # one after the other: large cases need the memory
-        run = make[name]()
-        found[name] = {"inference": run.inference_results(), "training": run.training_results()}
+        found[name] = results(make[name]())
     verdicts = {p: judge(*(found[n][p] for n in ("ours", "peer", "ref")), dtype) for p in PASSES}
-    del found, run
+    return verdicts, found["ref"]["inference"]
+
+
+def ready_peers(theirs: Run, expected: Results,
+                names: Sequence[str]) -> tuple[dict[str, cpu_peers.Peer], list[str]]:
+    """The peers that compute what is expected, and why the others do not run."""
+    found, notes = {}, []
+    x = theirs.inputs[0].detach()
+    for name in names:
+        try:
+            model = cpu_peers.onnx_model(theirs.module, *x.shape[:2])
+            peer = cpu_peers.PEERS[name](model, x.numpy(), torch.get_num_threads())
+            peer()
+            outputs = [torch.from_numpy(array.copy()) for array in peer.outputs()]
+            if failure := near(_named(outputs, "output"), expected):
+                notes.append(f"{name}: {failure}")
+            else:
+                found[name] = peer
+        except Exception as error:  # whatever a library raises for what it cannot do
+            text = " ".join(str(error).split())
+            notes.append(f"{name}: {type(error).__name__}: {text[:300]}")
+    return found, notes
+
+
+def rows(case: Layer | Step, suite: str, dtype: str, isa: str, limits: Limits | None,
+         budget: Budget, peers: Sequence[str] = ()) -> Iterator[ModuleRow]:
+    """Checks and times both passes of a case. `limits` is None where they cannot be measured;
+    `peers` are those of cpu_peers that take part in inference."""
+    make = build(case, dtype)
+    verdicts, expected = checked(make, dtype)
     runs = {name: make[name]() for name in ("torch", "ours")}
-    for pass_, products_of in PASSES.items():
-        row = Row(suite, str(case), case.cell, case.shape, pass_, dtype, isa)
+    others, notes = ready_peers(runs["torch"], expected, peers)
+    del expected
+    for pass_ in PASSES:
+        row = ModuleRow(suite, str(case), case.cell, case.shape, pass_, dtype, isa,
+                        checked=WIDE)
         row.judge(verdicts[pass_])
+        inference = pass_ == "inference"
+        row.peers = "; ".join(notes) or None if inference else None
         if not row.failed:
-            contestants = {
-                name: Contestant(run.inference) if pass_ == "inference"
-                else Contestant(run.training, run.reset)
-                for name, run in runs.items()
-            }
-            times = in_turn(contestants, budget)
-            products = products_of(case)
-            row.set_ours(spread(times["ours"]), len(times["ours"]), flops(products),
-                         limits.bound(products) if limits else None)
-            row.set_torch(spread(times["torch"]), paired_ratio(times["torch"], times["ours"]))
+            timed(row, case, runs, budget, limits, others if inference else None)
         yield row

@@ -83,6 +83,35 @@ def _ms(time: Spread) -> tuple[float, float, float]:
 
 
 @dataclass
+class ModuleRow(Row):
+    """One case and pass of gatedrnn's modules on the CPU, beside torch.nn's and other peers'."""
+
+    kernel: str | None = None  # what ran, by modules.kernel_name
+    checked: str | None = None  # against what: float64, or torch's float32 where that is too slow
+    ratio_second: float | None = None  # sweep: measured again, as the ratio was low
+    ratio_third: float | None = None
+    onnxruntime_ms: float | None = None
+    onnxruntime_ratio: float | None = None  # its time / ours, median of the rounds' ratios
+    openvino_ms: float | None = None
+    openvino_ratio: float | None = None
+    peers: str | None = None  # why one of them is missing
+    onnxruntime: str | None = None  # versions
+    openvino: str | None = None
+
+
+@dataclass
+class MemoryRow(Row):
+    """What a training step of a case needs above its inputs and parameters."""
+
+    kernel: str | None = None
+    torch_mib: float | None = None  # peak
+    ours_mib: float | None = None
+    of_torch: float | None = None  # ours_mib / torch_mib
+    torch_held_mib: float | None = None  # between forward and backward
+    ours_held_mib: float | None = None
+
+
+@dataclass
 class GpuRow(Row):
     """One case and pass on a GPU, beside cuDNN and what other peers could be imported."""
 
@@ -106,26 +135,34 @@ def columns(kind: type[Row], without: Sequence[str] = ()) -> list[str]:
     return [name for name in names if name not in without]
 
 
-NAMES = columns(Row)
+KERNEL_NAMES = columns(Row)
+MODULE_NAMES = columns(ModuleRow, ("partition", "ns_per_step"))
 GPU_NAMES = columns(GpuRow, ("isa", "partition", "ns_per_step", "threads"))
+_NO_TIME = ("suite", "case", "cell", "shape", "pass", "dtype", "isa", "status", "threads", "device",
+            "torch", "gatedrnn", "commit", "date")
+MEMORY_NAMES = [name for name in columns(MemoryRow)
+                if name in _NO_TIME or name not in KERNEL_NAMES]
+
+
+def record(row: Row, about: Mapping[str, str | int]) -> dict[str, str]:
+    """A row as CSV tells it, by the names of the columns."""
+    values = dict(zip(columns(type(row)), dataclasses.astuple(row), strict=True)) | about
+    return {name: "" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v)
+            for name, v in values.items()}
 
 
 class CsvFile:
     """Writes each row at once, so that an interrupted run keeps what it has."""
 
     def __init__(self, file: TextIO, about: Mapping[str, str | int],
-                 names: Sequence[str] = NAMES) -> None:
+                 names: Sequence[str]) -> None:
         self._file, self._about = file, about
         self._writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
         if file.tell() == 0:
             self._writer.writeheader()
 
     def add(self, row: Row) -> None:
-        values = dict(zip(columns(type(row)), dataclasses.astuple(row), strict=True))
-        values |= self._about
-        self._writer.writerow(
-            {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
-        )
+        self._writer.writerow(record(row, self._about))
         self._file.flush()
 
 
@@ -159,11 +196,35 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
+def times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
 def _module_cells(row: Row) -> list[str]:
     between = f"{number(row.ours_p20_ms)} - {number(row.ours_p80_ms)}"
-    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-    return [row.case, row.pass_, number(row.torch_ms), number(row.ours_ms), between, ratio,
-            number(row.gflops), percent(row.share)]
+    return [row.case, row.pass_, number(row.torch_ms), number(row.ours_ms), between,
+            times(row.ratio), number(row.gflops), percent(row.share)]
+
+
+def _cpu_cells(row: ModuleRow) -> list[str]:
+    return [*_module_cells(row), row.kernel or "-"]
+
+
+def _peer_cells(row: ModuleRow) -> list[str]:
+    *cells, gflops, share, kernel = _cpu_cells(row)
+    return [*cells, times(row.onnxruntime_ratio), times(row.openvino_ratio), gflops, share, kernel]
+
+
+def _sweep_cells(row: ModuleRow) -> list[str]:
+    case, *cells, gflops, share, kernel = _cpu_cells(row)
+    again = [times(r) for r in (row.ratio_second, row.ratio_third) if r is not None]
+    return [case, str(row.threads), *cells, " ".join(again), gflops, share, kernel]
+
+
+def _memory_cells(row: MemoryRow) -> list[str]:
+    held = None if not row.torch_held_mib else row.ours_held_mib / row.torch_held_mib
+    return [row.case, number(row.torch_mib), number(row.ours_mib), percent(row.of_torch),
+            number(row.torch_held_mib), number(row.ours_held_mib), percent(held), row.kernel or "-"]
 
 
 def _kernel_cells(row: Row) -> list[str]:
@@ -182,17 +243,30 @@ MODULE_COLUMNS = [("case", -24), ("pass", -9), ("torch ms", 9), ("ours ms", 9),
                   ("20 - 80 %", 17), ("ratio", 6), ("GFLOP/s", 8), ("limit", 6)]
 GPU_COLUMNS = [MODULE_COLUMNS[0], ("dtype", -8), *MODULE_COLUMNS[1:], ("GB/s", 6),
                ("MiB torch - ours", 17)]
+_KERNEL = ("kernel", -16)
+CPU_COLUMNS = [*MODULE_COLUMNS, _KERNEL]
+PEER_COLUMNS = [*MODULE_COLUMNS[:6], ("ORT x", 6), ("OV x", 6), *CPU_COLUMNS[6:]]
+SWEEP_COLUMNS = [MODULE_COLUMNS[0], ("threads", 7), *MODULE_COLUMNS[1:6], ("again", 9),
+                 *CPU_COLUMNS[6:]]
+MEMORY_COLUMNS = [MODULE_COLUMNS[0], ("torch MiB", 9), ("ours MiB", 9), ("share", 6),
+                  ("torch held", 10), ("ours held", 9), ("share", 6), _KERNEL]
 KERNEL_COLUMNS = [("case", -24), ("isa", -8), ("parts", -5), ("pass", -9), ("ms", 9),
                   ("20 - 80 %", 17), ("ns/step", 9), ("GFLOP/s", 8), ("limit", 6)]
 
 
 class Table:
-    """Prints rows as they come."""
+    """Prints rows as they come: of `kind` gpu, kernels, memory, modules, peers or sweep."""
 
-    def __init__(self, suite: str) -> None:
+    def __init__(self, kind: str) -> None:
+        self._failed = "FAILED" if kind == "memory" else "CHECK FAILED, not timed"
         self._columns, self._cells = {
-            "kernels": (KERNEL_COLUMNS, _kernel_cells), "gpu": (GPU_COLUMNS, _gpu_cells),
-        }.get(suite, (MODULE_COLUMNS, _module_cells))
+            "gpu": (GPU_COLUMNS, _gpu_cells),
+            "kernels": (KERNEL_COLUMNS, _kernel_cells),
+            "memory": (MEMORY_COLUMNS, _memory_cells),
+            "modules": (CPU_COLUMNS, _cpu_cells),
+            "peers": (PEER_COLUMNS, _peer_cells),
+            "sweep": (SWEEP_COLUMNS, _sweep_cells),
+        }[kind]
         self._print([title for title, _ in self._columns])
 
     def _print(self, cells: list[str]) -> None:
@@ -208,6 +282,6 @@ class Table:
         if row.skipped:
             print(f"{where}: {row.status}", flush=True)
         elif row.failed:
-            print(f"{where}: CHECK FAILED, not timed: {row.status}", flush=True)
+            print(f"{where}: {self._failed}: {row.status}", flush=True)
         else:
             self._print(self._cells(row))

@@ -1,28 +1,25 @@
 """The command line: choose cases, check, time, print. README.md gives the method.
 
 The exit code is 0 if every case passed its check, 1 if one did not, 2 if there was nothing to run.
-On a GPU a case that does not fit in its memory is skipped, and rows that the CSV holds already are
-not measured again.
+On a GPU a case that does not fit in its memory is skipped. There, and in a sweep, rows that the CSV
+holds already are not measured again.
 """
 
 import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
-from gatedrnn import raw
-
-from . import cases, cuda, environment, kernels, modules
+from . import cases, cpu, cpu_peers, cuda, kernels, sweep
 from .check import EPS
 from .cuda_device import Gpu
-from .limits import Limits, kernel_module
-from .report import CsvFile, Row, Table
+from .limits import kernel_module
+from .report import read_csv
 from .timing import Budget
 
 FULL, QUICK = Budget(rounds=7, seconds=3.0), Budget(rounds=5, seconds=0.3)
@@ -36,6 +33,8 @@ examples:
   python -m benchmarks.run --cases 'GRU 1,' 'LSTM 1,'        only batch 1
   python -m benchmarks.run --shape 32,168,12,96,2            a shape of your own
   python -m benchmarks.run --suite kernels --cases 'GRU 64,.* avx512'
+  python -m benchmarks.run --suite sweep --csv sweep.csv     540 shapes; goes on if interrupted
+  python -m benchmarks.run --suite memory                    of a training step
   python -m benchmarks.plot cells.csv
   python -m benchmarks.run --device cuda                     ten layers beside cuDNN, four dtypes
   python -m benchmarks.run --device cuda --suite grid --dtype tf32 bfloat16"""
@@ -67,8 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", choices=list(cases.ON), default="cpu", help="where to run (default: cpu)")
     add("--suite", choices=cases.SUITES, default="layers",
-        help="layers and cells: modules beside torch.nn's; kernels (cpu): the raw kernels on NumPy "
-             "arrays; grid (cuda): layers of every size (default: layers)")
+        help="layers and cells: modules beside torch.nn's; on the CPU kernels: the raw kernels on "
+             "NumPy arrays, sweep: layers over a grid of shapes, memory: that of a training step; "
+             "on a GPU grid: layers of every size (default: layers)")
     add("--cases", nargs="+", type=pattern, metavar="REGEX", default=[],
         help="only cases whose name, as --list gives it, one of these finds")
     add("--shape", nargs="+", metavar="B,T,I,H,L", default=[],
@@ -79,24 +79,25 @@ def build_parser() -> argparse.ArgumentParser:
              "products may be rounded to TF32")
     add("--l2", choices=["cold", "warm"], default="cold",
         help="cuda: whether L2 is overwritten before each call (default: cold)")
-    add("--threads", type=positive(int), metavar="N", help="default: as many as torch uses")
+    add("--threads", type=positive(int), metavar="N",
+        help=f"default: as many as torch uses; sweep: {' and '.join(map(str, sweep.THREADS))}")
+    add("--no-peers", dest="peers", action="store_false",
+        help="layers (cpu): without ONNX Runtime and OpenVINO, which otherwise take part in "
+             "inference where they can be imported")
     add("--quick", action="store_true", help="the same cases, fewer rounds")
     add("--seconds", type=positive(float), metavar="S",
         help=f"time for each case and pass, at least (default: {FULL.seconds:g}, with --quick "
-             f"{QUICK.seconds:g}; never fewer than {FULL.rounds}, or {QUICK.rounds}, rounds; cuda: "
+             f"{QUICK.seconds:g}; never fewer than {FULL.rounds}, or {QUICK.rounds}, rounds; "
+             f"sweep: {sweep.FULL.seconds:g}, {sweep.QUICK.seconds:g}, {sweep.FULL.rounds}; cuda: "
              f"{GPU_FULL.seconds:g}, {GPU_QUICK.seconds:g}, {GPU_FULL.rounds}, {GPU_QUICK.rounds})")
     add("--csv", metavar="FILE",
-        help="write a row for each case and pass (cuda: append; default: the GPU's file in "
-             "benchmarks/results or in the folder that RESULTS names)")
+        help="write a row for each case and pass (sweep, cuda: append; cuda's default: the GPU's "
+             "file in benchmarks/results or in the folder that RESULTS names)")
     add("--list", action="store_true", help="name the cases and stop")
     return parser
 
 
-# Cases, each in the variants in which it runs; None for a module.
-Work = list[tuple[cases.Case, list[kernels.Variant | None]]]
-
-
-def select(args: argparse.Namespace, isas: Sequence[str]) -> Work:
+def select(args: argparse.Namespace, isas: Sequence[str]) -> cpu.Work:
     """The cases and variants that --cases and --shape leave. Raises ValueError for a bad shape."""
     shapes = [cases.parse_shape(text, args.suite) for text in args.shape] or None
     found = []
@@ -116,44 +117,6 @@ def name_of(case: cases.Case, variant: kernels.Variant | None) -> str:
 
 def budget_of(args: argparse.Namespace, usual: Budget) -> Budget:
     return Budget(usual.rounds, args.seconds) if args.seconds else usual
-
-
-def rows_of(args: argparse.Namespace, work: Work, module: ModuleType | None,
-            limits: dict[str, Limits], isa: str, threads: int) -> Iterator[Row]:
-    budget = budget_of(args, QUICK if args.quick else FULL)
-    for case, chosen in work:
-        if args.suite == "kernels":
-            yield from kernels.rows(case, chosen, module, args.dtype, limits, threads, budget)
-        else:
-            yield from modules.rows(case, args.suite, args.dtype, isa, limits.get(isa), budget)
-
-
-def measure(args: argparse.Namespace, work: Work, module: ModuleType | None, threads: int,
-            file: TextIO | None) -> int:
-    """Runs the work, prints it, and writes it to `file` as CSV. Returns the exit code."""
-    isa = raw.instruction_set()
-    isas = dict.fromkeys(v.isa for _, chosen in work for v in chosen if v) or [isa]
-    limits = {} if module is None else {
-        name: Limits(module, name, threads, args.dtype) for name in isas
-    }
-    about = environment.describe(threads)
-    print(f"device    {about['device']}, {threads} threads, {', '.join(isas)}, {args.dtype}")
-    print(f"versions  gatedrnn {about['gatedrnn']} {about['commit']}, torch {about['torch']} "
-          f"({torch.backends.cpu.get_cpu_capability()}), {about['date']}")
-    for of_isa in limits.values():
-        print(of_isa.describe())
-    print(flush=True)
-    csv = CsvFile(file, about) if file else None
-    table = Table(args.suite)
-    failures = 0
-    for row in rows_of(args, work, module, limits, isa, threads):
-        table.add(row)
-        if csv:
-            csv.add(row)
-        failures += row.failed
-    if failures:
-        print(f"{failures} failed the check", file=sys.stderr)
-    return 1 if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,18 +175,28 @@ def on_cpu(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
                 print(name_of(case, variant))
         return 0
     before = torch.get_num_threads()
-    threads = args.threads or before
+    threads, usual = [args.threads or before], QUICK if args.quick else FULL
+    if args.suite == "sweep":
+        threads = [args.threads] if args.threads else sweep.THREADS
+        usual = sweep.QUICK if args.quick else sweep.FULL
+    with_peers = args.peers and args.suite == "layers" and args.dtype == "float32"
+    peers = cpu_peers.importable() if with_peers else []
+    job = cpu.Job(args.suite, work, args.dtype, threads, budget_of(args, usual), peers, module)
+    goes_on = args.suite == "sweep"
     with contextlib.ExitStack() as stack:
-        file = None
+        file, rows = None, []
         if args.csv:
+            path = Path(args.csv)
             try:
-                file = stack.enter_context(open(args.csv, "w", newline="", encoding="utf-8"))
-            except OSError as error:
+                rows = read_csv(path, cpu.names_of(args.suite)) if goes_on else []
+                file = stack.enter_context(path.open("a" if goes_on else "w", newline="",
+                                                     encoding="utf-8"))
+            except (OSError, ValueError) as error:
                 parser.error(str(error))
         stack.callback(torch.set_num_threads, before)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads[0])
         try:
-            return measure(args, work, module, threads, file)
+            return cpu.run(job, file, rows)
         except KeyboardInterrupt:
             return 130
 

@@ -28,12 +28,12 @@ def latest(rows: Rows) -> Rows:
 def page(rows: Rows, notes: Sequence[str] = ()) -> str:
     """The page's text: where and with what, the ratios at a glance, then every figure."""
     rows = latest(rows)
-    lines = [f"# Times on {' and '.join(_values(rows, 'device'))}", ""]
-    lines += [f"- {title}: {', '.join(_values(rows, name))}" for name, title in ABOUT.items()]
+    lines = [f"# Times on {' and '.join(values(rows, 'device'))}", ""]
+    lines += [f"- {title}: {', '.join(values(rows, name))}" for name, title in ABOUT.items()]
     days = sorted(row["date"][:10] for row in rows)
     lines.append(f"- date: {' to '.join(dict.fromkeys([days[0], days[-1]]))}")
     lines += [f"- {note}" for note in notes]
-    for suite in _values(rows, "suite"):
+    for suite in values(rows, "suite"):
         own = [row for row in rows if row["suite"] == suite]
         lines += ["", f"## {suite}: how many times faster than torch.nn", "", *_ratios(own)]
         lines += ["", f"## {suite}: times", "", *_times(own)]
@@ -48,11 +48,11 @@ def page(rows: Rows, notes: Sequence[str] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _values(rows: Rows, name: str) -> list[str]:
+def values(rows: Rows, name: str) -> list[str]:
     return list(dict.fromkeys(row[name] for row in rows if row[name])) or ["unknown"]
 
 
-def _table(titles: Sequence[str], body: Iterator[list[str]]) -> Iterator[str]:
+def table(titles: Sequence[str], body: Iterator[list[str]]) -> Iterator[str]:
     yield f"| {' | '.join(titles)} |"
     yield "| --- " + "| ---: " * (len(titles) - 1) + "|"
     for cells in body:
@@ -69,7 +69,7 @@ def _ratios(rows: Rows) -> Iterator[str]:
         return [case, *(f"{float(ratio):.2f}" if ratio else "-" for ratio in found)]
 
     cases = dict.fromkeys(row["case"] for row in rows)
-    return _table(["case", *map(" ".join, kinds)], map(cells, cases))
+    return table(["case", *map(" ".join, kinds)], map(cells, cases))
 
 
 def _times(rows: Rows) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _times(rows: Rows) -> Iterator[str]:
             number(value("ours_mib")), *(f"{value(n):.1e}" for n in ("peer_error", "ours_error")),
         ]
 
-    return _table(titles, (cells(row) for row in rows if row["status"] == "ok"))
+    return table(titles, (cells(row) for row in rows if row["status"] == "ok"))
 
 
 def write(path: Path, notes: Sequence[str] = ()) -> Path:

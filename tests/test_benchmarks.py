@@ -11,10 +11,10 @@ from matplotlib import image
 
 import gatedrnn
 from benchmarks import cases, kernels, limits, plot, run, timing
-from benchmarks.check import EPS, judge
+from benchmarks.check import EPS, judge, near
 
 TINY = {"layers": "3,4,5,6,2", "cells": "3,5,6", "kernels": "3,4,5,20,1"}
-FAST = ["--quick", "--seconds", "0.001", "--threads", "1"]
+FAST = ["--quick", "--seconds", "0.001", "--threads", "1", "--no-peers"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +104,8 @@ def test_modules_end_to_end(suite, dtype, tmp_path, capsys):
         assert int(row["rounds"]) >= run.QUICK.rounds
         assert row["torch"] == torch.__version__ and row["gatedrnn"] == gatedrnn.__version__
         assert row["device"] and row["date"] and row["isa"] == gatedrnn.raw.instruction_set()
+        assert row["checked"] == "float64" and row["kernel"].startswith(row["isa"])
+        assert row["kernel"] in out
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -217,6 +219,18 @@ def test_the_rule():
     assert "y is off" in failure([1 + 36 * small], [1 + 10 * eps], [1.0], "float64")
 
 
+def test_near_enough():
+    def failure(found, expected):
+        return near({"y": np.array(found)}, {"y": np.array(expected)})
+
+    assert not failure([1.00009, 0.0], [1.0, 0.00009])
+    assert not failure([100.0, 0.009], [100.0, 0.0])
+    assert "y is off by 0.0002, bound 0.0001" in failure([0.0002], [0.0])
+    assert "y is off" in failure([np.nan], [1.0])
+    assert "y has shape (2,), expected (1,)" in failure([1.0, 1.0], [1.0])
+    assert "expected ['z']" in near({"y": np.ones(1)}, {"z": np.ones(1)})
+
+
 # Counting
 
 
@@ -249,6 +263,29 @@ def test_contestants_take_turns_and_reset_is_not_timed(monkeypatch):
     assert "".join(log) == "ab" + "aab" + "baa" + "aab"  # warm-up; two calls of a fill a sample
     times = timing.in_turn(both, timing.Budget(rounds=1, seconds=1000.0))
     assert len(times["a"]) > 3
+
+
+def test_a_first_call_after_a_pause_counts_only_if_it_is_long(monkeypatch):
+    now, log = [0.0], []
+
+    def sleep(seconds):
+        log.append("pause")
+        now[0] += seconds
+
+    def lasting(seconds):
+        def call():
+            log.append("call")
+            now[0] += seconds if log.count("call") > 1 else 2 * seconds
+
+        return timing.Contestant(call)
+
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "sleep", sleep)
+    assert timing.after_pause(lasting(0.01), 3) == pytest.approx(0.01)
+    assert log == ["pause"] + ["call"] * 4
+    log.clear()
+    assert timing.after_pause(lasting(1.0), 1) == pytest.approx(2.0)
+    assert log == ["pause", "call"]
 
 
 def test_useful_work():
