@@ -22,12 +22,16 @@ struct GruGates {
   V r, z, n, h;
 };
 
+// From the gates r and z on: whoever has many units takes all of their gates first.
 template <class V>
-constexpr GruGates<V> gru_gates(V a_r, V a_z, V a_n, V q, V h_prev) {
-  const V r = sigmoid(a_r);
-  const V z = sigmoid(a_z);
+constexpr GruGates<V> gru_update(V r, V z, V a_n, V q, V h_prev) {
   const V n = tanh(a_n + r * q);
   return {r, z, n, n + z * (h_prev - n)};
+}
+
+template <class V>
+constexpr GruGates<V> gru_gates(V a_r, V a_z, V a_n, V q, V h_prev) {
+  return gru_update<V>(sigmoid(a_r), sigmoid(a_z), a_n, q, h_prev);
 }
 
 // n from what forward keeps anyway. Where z is 1 to rounding, n has no influence on h' and its
@@ -63,13 +67,14 @@ struct LstmGates {
 };
 
 template <class V>
-constexpr LstmGates<V> lstm_gates(V a_i, V a_f, V a_g, V a_o, V c_prev) {
-  const V i = sigmoid(a_i);
-  const V f = sigmoid(a_f);
-  const V g = tanh(a_g);
-  const V o = sigmoid(a_o);
+constexpr LstmGates<V> lstm_update(V i, V f, V g, V o, V c_prev) {
   const V c = f * c_prev + i * g;
   return {i, f, g, o, c, o * tanh(c)};
+}
+
+template <class V>
+constexpr LstmGates<V> lstm_gates(V a_i, V a_f, V a_g, V a_o, V c_prev) {
+  return lstm_update<V>(sigmoid(a_i), sigmoid(a_f), tanh(a_g), sigmoid(a_o), c_prev);
 }
 
 template <class V>

@@ -53,12 +53,20 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
   } else {
     product<4>(a, {0, 1, 2, 3}, M, p.x.at(s.t, b), p.x.row, p.I, work.w_ih + j * p.I * 4 * W);
   }
+  // All gates first: they do not wait for each other, as what follows from them does.
+  for (int m = 0; m < M; ++m) {
+    a.v[0][m] = sigmoid(a.v[0][m]);
+    a.v[1][m] = sigmoid(a.v[1][m]);
+    if (gru) continue;
+    a.v[2][m] = tanh(a.v[2][m]);
+    a.v[3][m] = sigmoid(a.v[3][m]);
+  }
   for (int m = 0; m < M; ++m) {
     const int64_t row = b + m;
     Vec<Real> out;
     if (gru) {
       const auto cell =
-          gru_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(h + m * ldh + u, n));
+          gru_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(h + m * ldh + u, n));
       if (p.gates) {
         Real* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.r, n);
@@ -68,7 +76,7 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
       out = cell.h;
     } else {
       const Real* c = row < s.carried ? p.c.at(s.previous, row) : p.c0 + row * H;
-      const auto cell = lstm_gates(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
+      const auto cell = lstm_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
       if (p.gates) {
         Real* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.i, n);
