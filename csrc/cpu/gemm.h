@@ -47,6 +47,10 @@ static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n
         for (int64_t j = 0; j < panels; ++j) {
           const int M = int(min_of(R, m1 - m));
           Tile<Real> sum = {};
+          if (p.c_column == 1)
+            for (int64_t i = 0; i < M; ++i)
+              for (int64_t v = 0; v < 4; ++v)
+                __builtin_prefetch(p.c + (m + i) * p.c_row + nb + (j * 4 + v) * W);
           product<4, transposed>(sum, {0, 1, 2, 3}, M, p.a + k0 * p.a_row + m, p.a_row, rows,
                                  scratch + j * kSumChunk * 4 * W);
           for (int64_t v = 0; v < 4 && nb + (j * 4 + v) * W < ne; ++v)
@@ -74,9 +78,9 @@ static void column_sums(const Real* a, int64_t a_row, int64_t K, int64_t m0, int
   for (int64_t m = m0; m < m1; m += W) {
     const int64_t n = m1 - m;
     Vec<Real> total = accumulate ? load(sums + m, n) : Vec<Real>{};
-    for (int64_t k0 = 0; k0 < K; k0 += kSumBlock) {
+    for (int64_t k0 = 0; k0 < K; k0 += kShortBlock) {
       Vec<Real> sum = {};
-      for (int64_t k = k0; k < min_of(K, k0 + kSumBlock); ++k) sum += load(a + k * a_row + m, n);
+      for (int64_t k = k0; k < min_of(K, k0 + kShortBlock); ++k) sum += load(a + k * a_row + m, n);
       total += sum;
     }
     store(sums + m, total, n);

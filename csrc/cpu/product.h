@@ -19,12 +19,13 @@ template <int G>
 constexpr int kRows = 12 / G;
 #endif
 constexpr int kMaxRows = kRows<3>;
-constexpr int64_t kBlock = 64;
-// A sum over steps and sequences may have many equal terms, whose rounding errors are equal too.
-constexpr int64_t kSumBlock = 24;
+constexpr int64_t kBlock = 128;
+// A short sum over steps and sequences is where equal terms, whose rounding errors are equal too,
+// show most, and where shorter blocks cost nothing.
+constexpr int64_t kShortSum = 128, kShortBlock = 24;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
 // costs a fifth of the speed where the weights come from beyond L2.
-constexpr int64_t kAhead = 32;
+constexpr int64_t kAhead = 16;
 
 template <class Real>
 struct Tile {
@@ -39,12 +40,13 @@ template <class Real, int M, int G, Layout layout>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Real* panel) {
   constexpr int W = Simd<Real>::width;
-  constexpr int64_t block = layout == by_row ? kBlock : kSumBlock;
+  const int64_t block = layout == by_row || K > kShortSum ? kBlock : kShortBlock;
   for (int64_t k0 = 0; k0 < K; k0 += block) {
     const int64_t k1 = k0 + block < K ? k0 + block : K;
     Vec<Real> acc[M][G] = {};
     for (int64_t k = k0; k < k1; ++k) {
       const Real* row = panel + k * G * W;
+      if constexpr (layout == transposed) __builtin_prefetch(a + (k + kAhead) * lda);
       Vec<Real> w[G];
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) {

@@ -13,8 +13,7 @@ struct Simd<float> {
   typedef int32_t Int __attribute__((vector_size(GATEDRNN_VECTOR_BYTES)));
   static constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_hi = 0x1.62ep-1f, ln2_lo = 0x1.0bfbe8p-15f;  // hi * n is exact
-  static constexpr float vanishes = 88.f, overflows = 89.f;  // 2^n of e^-88 and of e^89: 0, infinite
-  static constexpr float flat = 40.f;
+  static constexpr float largest = 88.f, flat = 40.f;
   static constexpr int mantissa = 23, bias = 127, terms = 7;
 };
 
@@ -25,8 +24,7 @@ struct Simd<double> {
   typedef int64_t Int __attribute__((vector_size(GATEDRNN_VECTOR_BYTES)));
   static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double ln2_hi = 0x1.62e42fefa0000p-1, ln2_lo = 0x1.cf79abc9e3b3ap-40;
-  static constexpr double vanishes = 709., overflows = 710.;
-  static constexpr double flat = 80.;
+  static constexpr double largest = 709., flat = 80.;
   static constexpr int mantissa = 52, bias = 1023, terms = 13;
 };
 
@@ -100,14 +98,18 @@ inline Vec<Real> magnitude(Vec<Real> x, typename Simd<Real>::Int& sign) {
   return reinterpret_cast<Vec<Real>>(reinterpret_cast<Int>(x) ^ sign);
 }
 
-// 1 / (1 + e^-x), whose relative error is small on both sides of 0.
+// From e = e^-|x|: e / (1 + e) below 0, and 1 minus that above, where it is small and its error
+// too: 1 / (1 + e) would be rounded twice near 1, and the gradient has 1 - sigmoid as a factor.
 template <class Real>
 inline Vec<Real> sigmoid_of(Vec<Real> x) {
   using S = Simd<Real>;
-  x = x > S::vanishes ? all<Real>(S::vanishes) : x;  // a NaN passes by
-  x = x < -S::overflows ? all<Real>(-S::overflows) : x;
-  const auto p = exp_parts<Real>(-x);
-  return 1 / (p.scale * (1 + p.fraction) + 1);
+  typename S::Int sign;
+  Vec<Real> y = magnitude<Real>(x, sign);
+  y = y > S::largest ? all<Real>(S::largest) : y;  // there 2^n becomes 0; a NaN passes by
+  const auto p = exp_parts<Real>(-y);
+  const Vec<Real> e = p.scale * p.fraction + p.scale;
+  const Vec<Real> s = e / (1 + e);
+  return x > 0 ? 1 - s : s;
 }
 
 // From m = e^2|x| - 1: m / (m + 2) near 0, which keeps the relative precision, and 1 - 2 / (m + 2)
