@@ -64,6 +64,7 @@ PORTABLE: Objects = {
     "csrc/plan.cpp": [],
     "csrc/cpu/layer.cpp": [],
     "csrc/cpu/layer_backward.cpp": [],
+    "csrc/cpu/step.cpp": [],
     "csrc/cpu/dispatch.cpp": [],
     "csrc/cpu/baseline.cpp": ISA_FLAGS,
 }
@@ -133,7 +134,7 @@ def build(
     `cuda`, or as C++ if it is None.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    compilers = {".c": f"{cxx} -fPIC", ".cpp": " ".join([cxx, *CXX_FLAGS])}
+    compilers = {".cpp": " ".join([cxx, *CXX_FLAGS])}
     compilers[".cu"] = " ".join([cuda, *NVCC_FLAGS]) if cuda else compilers[".cpp"] + " -x c++"
     linker = f"{cuda} -ccbin {cxx}" if cuda else cxx  # nvcc knows where its runtime library is
     rules = [
@@ -167,8 +168,8 @@ def _escape(path: Path) -> str:
 
 class BuildExtension(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        python = [f"-I{sysconfig.get_path('include')}", f"-DPy_LIMITED_API={LIMITED_API}"]
-        objects = KERNELS | torch_bindings() | {"csrc/module.c": python}
+        python = [f"-isystem {sysconfig.get_path('include')}", f"-DPy_LIMITED_API={LIMITED_API}"]
+        objects = KERNELS | torch_bindings() | {"csrc/bindings/python.cpp": TORCH_FLAGS + python}
         link, cuda, summary = TORCH_LINK, nvcc(), "only"
         if cuda:
             numbers = architectures(cuda)
@@ -262,7 +263,7 @@ def pybind11_flags(python: Path | None = None) -> list[str]:
 
 
 setup(
-    ext_modules=[Extension("gatedrnn._C", ["csrc/module.c"], py_limited_api=True)],
+    ext_modules=[Extension("gatedrnn._C", ["csrc/bindings/python.cpp"], py_limited_api=True)],
     cmdclass={
         "build_ext": BuildExtension,
         "build_kernels": BuildKernels,

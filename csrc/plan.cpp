@@ -14,6 +14,17 @@ constexpr int64_t kBlock = 64;
 // So few features are cheaper to multiply in the step than to write and read back as gates.
 constexpr int64_t kFewFeatures = 32;
 
+// Multiply-adds of a cell's step that pay for a second thread: a parallel region takes 2 us.
+constexpr int64_t kCellWork = 100000;
+// Read as they lie, weights leave lanes to be added up, which costs a sequence the same however
+// many features there are; transposed, they cost a time for each feature that all sequences share.
+// The two meet where there are this many features a sequence (measured from 16 to 1024 features).
+constexpr int64_t kFeaturesOfRow = 12;
+// As many sequences of a thread hide that it packs what others pack too.
+constexpr int64_t kOwnRows = 32;
+// Up to here the weights and their gradients go by once for all four products.
+constexpr int64_t kFewRows = 8;
+
 // Gates' gradients that are made before they are used up: they must still be in L2 or L3 then. Each
 // time a chunk is used up, the weights' gradients are read and written, which takes many rows to
 // pay.
@@ -71,6 +82,21 @@ Plan plan_cpu(const Problem& p) {
   const int64_t row = std::max<int64_t>(1, 4 * p.H * p.element), T = std::max<int64_t>(1, p.T);
   const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
   plan.chunk = ceil_div(T, ceil_div(T, steps));
+  return plan;
+}
+
+CellPlan plan_cell(const CellProblem& p) {
+  const int64_t panels = ceil_div(p.H, p.width), rows = p.gates * p.H;
+  const int64_t work = p.B * rows * (p.I + p.H);
+  const auto threads = [&](int64_t work, int64_t most) {
+    return std::max<int64_t>(1, std::min({int64_t(p.threads), work / kCellWork, most}));
+  };
+  CellPlan plan{};
+  plan.packed = p.B * kFeaturesOfRow >= p.I + p.H;
+  plan.by_rows = plan.packed && panels % p.threads != 0 && p.B >= kOwnRows * p.threads;
+  plan.threads = threads(work, plan.by_rows ? p.B : panels);
+  plan.few = p.B <= kFewRows;
+  plan.backward_threads = threads(2 * work, p.B * rows);
   return plan;
 }
 

@@ -26,6 +26,22 @@ struct Plan {
 
 Plan plan_cpu(const Problem& problem);
 
+struct CellProblem {
+  int64_t B, I, H;
+  int gates;  // 3 or 4
+  int width;  // W: units of a vector
+  int threads;
+};
+
+struct CellPlan {
+  int64_t threads, backward_threads;
+  bool packed;   // forward: the weights are transposed into panels, or read as they lie
+  bool by_rows;  // packed: threads own sequences and pack for themselves; or they own units
+  bool few;      // backward: all of a few sequences' gradients in one pass over the weights
+};
+
+CellPlan plan_cell(const CellProblem& problem);
+
 enum class Type { float32, float64, float16, bfloat16 };
 
 // How a tile's sums of products are made. On an architecture that lacks the instruction the kernel

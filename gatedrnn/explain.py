@@ -66,15 +66,38 @@ def explain(
     if x.is_cuda and not gpu:
         return f"{head}: refused, since this gatedrnn was built without CUDA"
     if isinstance(module, (GRUCell, LSTMCell)):
-        return f"{head}: {_cell(x, gpu)}"
+        return f"{head}: {_cell(module, x, dtype, gpu)}"
     lines = [_layer(module, k, input, dtype, gpu) for k in range(module.num_layers)]
     return "\n".join([f"{head}:", *lines])
 
 
-def _cell(x: Tensor, gpu: tuple[int, int] | None) -> str:
+def _cell(
+    module: GRUCell | LSTMCell, x: Tensor, dtype: torch.dtype, gpu: tuple[int, int] | None
+) -> str:
     if gpu:
         return "two products by torch, in its precision for matrix products, then one kernel"
-    return f"one kernel ({raw.instruction_set()}); two products by torch where the batch is large"
+    B = x.size(0) if x.dim() == 2 else 1
+    gates = 3 if isinstance(module, GRUCell) else 4
+    shape = B, module.input_size, module.hidden_size, gates, 8 if dtype is torch.float64 else 4
+    plan = _values(torch.ops.gatedrnn.cpu_cell_plan(*shape))
+    parts = [f"one kernel ({raw.instruction_set()})"]
+    if dtype in (torch.float16, torch.bfloat16):
+        parts.append("computed in float32")
+    if plan["packed"] == "1":
+        parts.append("weights transposed a vector of units at a time")
+    else:
+        parts.append("weights read as they lie")
+    parts.append(_shared(plan["threads"], "1" if plan["by_rows"] == "1" else plan["threads"]))
+    passes = "one pass over the weights" if plan["few"] == "1" else "tiled products"
+    return f"{', '.join(parts)}; backward: {passes}"
+
+
+def _shared(threads: str, parts: str) -> str:
+    if threads == "1":
+        return "one thread"
+    if parts == "1":
+        return f"{threads} threads, each with sequences of its own"
+    return f"{threads} threads, {parts} share the units of a sequence"
 
 
 def _layer(
@@ -112,12 +135,7 @@ def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     parts = [f"CPU kernels ({raw.instruction_set()})"]
     if low:
         parts.append("computed in float32")
-    if plan["threads"] == "1":
-        parts.append("one thread")
-    elif plan["parts"] == "1":
-        parts.append(f"{plan['threads']} threads, each with sequences of its own")
-    else:
-        parts.append(f"{plan['threads']} threads, {plan['parts']} share the units of a sequence")
+    parts.append(_shared(plan["threads"], plan["parts"]))
     parts.append(f"{plan['block']} sequences walk together")
     if plan["project_first"] == "1":
         parts.append("the input's products ahead of the loop")

@@ -194,6 +194,10 @@ def gru_cell(
         >>> gatedrnn.functional.gru_cell(torch.randn(3, 10), None, *c.parameters()).shape
         torch.Size([3, 20])
     """
+    if hx is not None and not torch.compiler.is_dynamo_compiling():
+        step = ops.step("gru_cell", input, hx, None, w_ih, w_hh, b_ih, b_hh)
+        if step is not None:
+            return step[0]
     if (
         hx is not None
         and checks.step_fits(3, input, hx, None, w_ih, w_hh, b_ih, b_hh)
@@ -234,6 +238,11 @@ def lstm_cell(
         >>> h.shape, c.shape
         (torch.Size([3, 20]), torch.Size([3, 20]))
     """
+    if type(hx) is tuple and len(hx) == 2 and not torch.compiler.is_dynamo_compiling():
+        h, c = hx
+        step = ops.step("lstm_cell", input, h, c, w_ih, w_hh, b_ih, b_hh)
+        if step is not None:
+            return step  # type: ignore[return-value]
     states = None if hx is None else checks.pair("LSTMCell", hx)
     if (
         states is not None

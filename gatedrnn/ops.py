@@ -18,9 +18,18 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from . import traced
-from .raw import HAS_CUDA, KERNELS, Call, Gradients, Tensors, has_kernels
+from .raw import (
+    HAS_CUDA,
+    KERNELS,
+    Call,
+    Gradients,
+    Tensors,
+    has_kernels,
+    step_backward,
+    step_forward,
+)
 
-__all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer"]
+__all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer", "step"]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -119,6 +128,57 @@ class _EagerForward(torch.autograd.Function):
         return results
 
     backward = _Forward.backward
+
+
+class _Step(torch.autograd.Function):
+    """What step() has computed, and its gradients; the tensors are x, the states, the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, call_and_results: tuple[Call, Tensors], *tensors: Tensor) -> Any:
+        ctx.call, (*outputs, kept) = call_and_results
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, kept)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None = None) -> Any:
+        call, need = ctx.call, ctx.needs_input_grad
+        found = None
+        if not torch.is_grad_enabled():
+            if call.kernel == "gru_cell":
+                x, h, w_ih, w_hh, *_, kept = ctx.saved_tensors
+                c, weights = None, any(need[3:])
+            else:
+                x, h, c, w_ih, w_hh, *_, kept = ctx.saved_tensors
+                weights = any(need[4:])
+            found = step_backward(x, h, c, w_ih, w_hh, kept, dh, dc, call.bias, need[1], weights)
+        if found is None:
+            return _Forward.backward(ctx, dh, dc)
+        return None, *found
+
+
+def step(
+    kernel: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+) -> Tensors | None:
+    """A step of a cell past the dispatcher, which takes longer than the step of one sequence.
+
+    Returns h', and c' of an LSTM; None where there is anything to refuse, to convert or to look
+    after. The caller has seen that nobody compiles.
+    """
+    results = step_forward(x, h, c, w_ih, w_hh, b_ih, b_hh, torch.is_grad_enabled())
+    if results is None or len(results) == (1 if c is None else 2):
+        return results
+    states = (h,) if c is None else (h, c)
+    weights = (w_ih, w_hh) if b_ih is None or b_hh is None else (w_ih, w_hh, b_ih, b_hh)
+    call = Call(kernel, b_ih is not None, None)
+    return _Step.apply((call, results), x, *states, *weights)
 
 
 def _in_vmap() -> bool:

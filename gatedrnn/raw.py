@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
 from . import reference
@@ -34,6 +35,8 @@ __all__ = [
     "extension_file",
     "has_kernels",
     "instruction_set",
+    "step_backward",
+    "step_forward",
     "tf32_allowed",
 ]
 
@@ -236,6 +239,22 @@ KERNELS = {
         _lstm_cell_reference,
     ),
 }
+
+# A step of a cell on the CPU past the dispatcher, or None where the op must answer: see
+# csrc/bindings/python.cpp. The profiler is among those who look on, as it is to see the ops.
+step_forward: Callable[..., Tensors | None] = _C.cell_forward
+step_backward: Callable[..., Tensors | None] = _C.cell_backward
+_watchers = (
+    torch._C._is_any_autocast_enabled,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+    torch._C._are_functorch_transforms_active,
+    torch._C._get_tracing_state,
+    torch._C._autograd._profiler_enabled,
+)
+_exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+if _exchange is not None:  # not every torch that we run with has it
+    _C.serve(Tensor, torch.nn.Parameter, _exchange, torch.empty_like, forward_ad, _watchers)
 
 _CPU_DTYPES = (torch.float32, torch.float64)
 _CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)

@@ -60,7 +60,8 @@ def run_products(kernels, dtype, size, isa):
     for threads in (1, 3):
         results = [
             kernels.multiply(d, flipped, isa=isa, threads=threads),
-            *kernels.product_backward(d, w, a, a, isa=isa, threads=threads),
+            *kernels.product_backward(d, w, a, a, True, isa=isa, threads=threads),
+            *kernels.product_backward(d, w, a, a, False, isa=isa, threads=threads),
         ]
         assert all(np.isfinite(result).all() for result in results)
 

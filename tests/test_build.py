@@ -19,7 +19,15 @@ SETS = ("avx512", "avx2", "baseline")
 RUNTIME = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")
 HOOKS = {"_ITM_deregisterTMCloneTable", "_ITM_registerTMCloneTable", "__gmon_start__"}
 SHIM = ("aoti_torch_", "torch_")  # torch's C functions, stable from release to release
-PYTHON = {"PyModule_Create2", "PyModuleDef_Init"}  # in the limited API of 3.10
+PYTHON = {  # in the limited API of 3.10
+    "PyCapsule_GetPointer", "PyErr_Clear", "PyErr_Format", "PyErr_NoMemory", "PyEval_RestoreThread",
+    "PyEval_SaveThread", "PyExc_TypeError", "PyExc_ValueError", "PyLong_AsLong", "PyModule_Create2",
+    "PyObject_CallFunctionObjArgs", "PyObject_CallNoArgs", "PyObject_GetAttr",
+    "PyObject_GetAttrString", "PyObject_IsTrue", "PyTuple_GetItem", "PyTuple_New",
+    "PyTuple_SetItem", "PyTuple_Size", "PyUnicode_InternFromString",
+    "_PyObject_CallFunction_SizeT", "_Py_Dealloc", "_Py_FalseStruct", "_Py_NoneStruct",
+    "_Py_TrueStruct",
+}
 
 
 def run(arguments, **options):

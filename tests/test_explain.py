@@ -83,7 +83,12 @@ def test_cpu():
 def test_other_paths():
     x = torch.zeros(2, 3, 4, dtype=torch.complex64)
     assert "the reference" in gatedrnn.explain(gatedrnn.GRU(4, 4), x)
-    assert "one kernel" in gatedrnn.explain(gatedrnn.GRUCell(4, 4), torch.zeros(3, 4))
+    narrow = gatedrnn.explain(gatedrnn.GRUCell(4, 4), torch.zeros(3, 4))
+    assert "weights transposed" in narrow
+    assert "one pass over the weights" in narrow
+    wide = gatedrnn.explain(gatedrnn.LSTMCell(400, 400), torch.zeros(16, 400, dtype=torch.bfloat16))
+    assert "computed in float32, weights read as they lie" in wide
+    assert "tiled products" in wide
     assert "two products by torch" in gatedrnn.explain(
         gatedrnn.LSTMCell(4, 4), torch.zeros(3, 4), **H200)
 

@@ -41,12 +41,15 @@ def test_multiply(isa, dtype, size):
 
 @each_set
 @each_dtype
-@pytest.mark.parametrize("size", [(1, 4, 1), (1, 7, 3), (2, 64, 17), (3, 387, 33), (8, 130, 520)],
-                         ids=str)
-def test_product_backward(isa, dtype, size):
+@pytest.mark.parametrize("few", [True, False], ids=["few", "many"])
+@pytest.mark.parametrize("size", [
+    (1, 4, 1), (1, 7, 3), (2, 64, 17), (3, 387, 33), (8, 130, 520), (70, 300, 65), (0, 4, 3),
+    (2, 0, 3), (5, 3, 0),
+], ids=str)
+def test_product_backward(isa, dtype, few, size):
     B, N, K = size
     d, w, a, direct = noise(dtype, (B, N), (N, K), (B, K), (B, K))
-    results = [kernels.product_backward(d, w, a, direct, isa, threads) for threads in (1, 2)]
+    results = [kernels.product_backward(d, w, a, direct, few, isa, threads) for threads in (1, 2)]
     wide = [array.astype(WIDER[dtype]) for array in (d, w, a, direct)]
     for k, name in enumerate(("dw", "db", "da")):
         assert np.array_equal(results[0][k], results[1][k]), name

@@ -31,6 +31,16 @@ std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
   return text.str();
 }
 
+std::string cpu_cell_plan(int64_t B, int64_t I, int64_t H, int64_t gates, int64_t element) {
+  const InstructionSet& set = instruction_set();
+  const int width = element == 8 ? set.f64->width : set.f32->width;
+  const CellPlan p = plan_cell({B, I, H, int(gates), width, int(torch::stable::get_num_threads())});
+  std::ostringstream text;
+  text << "threads=" << p.threads << " backward_threads=" << p.backward_threads
+       << " packed=" << p.packed << " by_rows=" << p.by_rows << " few=" << p.few;
+  return text.str();
+}
+
 std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
                       int64_t directions, ScalarType type, bool tf32, int64_t architecture,
                       int64_t multiprocessors) {
@@ -51,6 +61,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
   m.def(
       "cpu_plan(int T, int B, int I, int H, int P, int gates, int directions, int element) -> "
       "str");
+  m.def("cpu_cell_plan(int B, int I, int H, int gates, int element) -> str");
   m.def(
       "cuda_plan(int T, int B, int I, int H, int P, int gates, int directions, ScalarType dtype, "
       "bool tf32, int architecture, int multiprocessors) -> str");
@@ -60,5 +71,6 @@ STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&gatedrnn::instruction_set_name));
   m.impl("cuda_architectures", TORCH_BOX(&gatedrnn::cuda_architectures));
   m.impl("cpu_plan", TORCH_BOX(&gatedrnn::cpu_plan));
+  m.impl("cpu_cell_plan", TORCH_BOX(&gatedrnn::cpu_cell_plan));
   m.impl("cuda_plan", TORCH_BOX(&gatedrnn::cuda_plan));
 }

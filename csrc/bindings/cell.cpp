@@ -1,15 +1,12 @@
 // Cells: a single step, forward and backward.
-#include <algorithm>
+#include "cell.h"
+
 #include <tuple>
 
-#include "cell.h"
+#include "../cpu/step.h"
 
 namespace gatedrnn {
 namespace {
-
-// Up to here the raw weights are read faster by our own kernel than by a general matrix product.
-constexpr int64_t kFewRows = 3;
-constexpr int64_t kFewRowsBackward = 8;
 
 template <class Real>
 void forward(const Step& s, const Tensor& x_in, const Tensor& h_in, const OptionalTensor& c_in,
@@ -25,21 +22,13 @@ void forward(const Step& s, const Tensor& x_in, const Tensor& h_in, const Option
   p.B = s.B;
   p.I = s.I;
   p.H = s.H;
-  Tensor gates_x, gates_h;
-  if (s.B > kFewRows) {
-    gates_x = linear(x, w_ih, b_ih);
-    gates_h = linear(h, w_hh, b_hh);
-    p.gates_x = pointer<Real>(gates_x);
-    p.gates_h = pointer<Real>(gates_h);
-  } else {
-    p.x = pointer<Real>(x);
-    p.w_ih = pointer<Real>(w_ih);
-    p.w_hh = pointer<Real>(w_hh);
-    p.b_ih = pointer<Real>(b_ih);
-    p.b_hh = pointer<Real>(b_hh);
-  }
+  p.x = pointer<Real>(x);
   p.h = pointer<Real>(h);
   p.c = pointer<Real>(c);
+  p.w_ih = pointer<Real>(w_ih);
+  p.w_hh = pointer<Real>(w_hh);
+  p.b_ih = pointer<Real>(b_ih);
+  p.b_hh = pointer<Real>(b_hh);
   p.h_next = writable<Real>(h_next);
   if (c_next) p.c_next = writable<Real>(*c_next);
   if (train) p.saved = writable<Real>(saved);
@@ -77,65 +66,39 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_forward_cpu(const Tensor& x, const 
 template <class Real>
 StepGradients backward(const Step& s, const OptionalTensor& dh_in, const OptionalTensor& dc_in,
                        const Tensor& x_in, const Tensor& h_in, const OptionalTensor& c_in,
-                       const Tensor& w_ih_in, const Tensor& w_hh_in, bool bias, const Tensor& saved,
-                       bool need_input, bool need_weights) {
-  const bool gru = s.cell == Cell::gru;
+                       const Tensor& w_ih_in, const Tensor& w_hh_in, bool bias,
+                       const Tensor& saved_in, bool need_input, bool need_weights) {
   const OptionalTensor dh = contiguous_of(dh_in), dc = contiguous_of(dc_in),
                        c = contiguous_of(c_in);
-  const Tensor h = contiguous_of(h_in);
-  const Tensor dgates_x = empty(x_in, {s.B, s.G * s.H});
-  const Tensor dgates_h = gru ? empty(x_in, {s.B, s.G * s.H}) : dgates_x;
-  const Tensor direct = empty(x_in, {s.B, s.H});  // GRU: part of dh; LSTM: dc
+  const Tensor x = contiguous_of(x_in), h = contiguous_of(h_in), saved = contiguous_of(saved_in);
+  const Tensor w_ih = contiguous_of(w_ih_in), w_hh = contiguous_of(w_hh_in);
+  StepGradients out;
+  out.dx = empty(x, need_input ? std::vector<int64_t>{s.B, s.I} : std::vector<int64_t>{0});
+  out.dh = empty(x, {s.B, s.H});
+  if (s.cell == Cell::lstm) out.dc = empty(x, {s.B, s.H});
+  const int64_t N = s.G * s.H;
+  if (need_weights) out.dweights = {empty(x, {N, s.I}), empty(x, {N, s.H})};
+  if (need_weights && bias) out.dweights.insert(out.dweights.end(), {empty(x, {N}), empty(x, {N})});
   CellBackward<Real> p{};
   p.cell = s.cell;
   p.B = s.B;
+  p.I = s.I;
   p.H = s.H;
-  p.saved = pointer<Real>(saved);
+  p.x = pointer<Real>(x);
   p.h = pointer<Real>(h);
   p.c = pointer<Real>(c);
+  p.w_ih = pointer<Real>(w_ih);
+  p.w_hh = pointer<Real>(w_hh);
+  p.saved = pointer<Real>(saved);
   p.dh = pointer<Real>(dh);
   p.dc = pointer<Real>(dc);
-  p.dgates_x = writable<Real>(dgates_x);
-  p.dgates_h = writable<Real>(dgates_h);
-  p.dh_prev = p.dc_prev = writable<Real>(direct);
+  if (need_input) p.dx = writable<Real>(out.dx);
+  p.dh_prev = writable<Real>(out.dh);
+  if (s.cell == Cell::lstm) p.dc_prev = writable<Real>(out.dc);
+  Real** const weights[] = {&p.dw_ih, &p.dw_hh, &p.db_ih, &p.db_hh};
+  for (size_t k = 0; k < out.dweights.size(); ++k) *weights[k] = writable<Real>(out.dweights[k]);
   cell_backward_cpu(instruction_set(), p, torch_threads());
-
-  StepGradients out;
-  out.dc = direct;
-  if (s.B <= kFewRowsBackward && s.B * s.I * s.H > 0) {
-    const Tensor x = contiguous_of(x_in), w_ih = contiguous_of(w_ih_in),
-                 w_hh = contiguous_of(w_hh_in);
-    const auto weights = [&](std::vector<int64_t> sizes, bool need) {
-      return need ? empty(x, sizes) : Tensor();
-    };
-    const Tensor dw_ih = weights({s.G * s.H, s.I}, need_weights),
-                 dw_hh = weights({s.G * s.H, s.H}, need_weights),
-                 db_ih = weights({s.G * s.H}, need_weights && bias),
-                 db_hh = weights({s.G * s.H}, need_weights && bias);
-    out.dx = empty(x, need_input ? std::vector<int64_t>{s.B, s.I} : std::vector<int64_t>{0});
-    out.dh = empty(x, {s.B, s.H});
-    const auto data = [](const Tensor& t) {
-      return t.defined() ? writable<Real>(t) : static_cast<Real*>(nullptr);
-    };
-    const int64_t N = s.G * s.H;
-    const Tensor parts = empty(x, {stretches(N) * s.B * std::max(s.I, s.H)});
-    const auto run = [&](const Tensor& d, const Tensor& w, const Tensor& a, const Real* direct,
-                         Real* da, const Tensor& dw, const Tensor& db) {
-      product_backward_cpu<Real>(instruction_set(),
-                                 {s.B, N, a.size(1), pointer<Real>(d), pointer<Real>(w),
-                                  pointer<Real>(a), direct, da, data(dw), data(db), data(parts)},
-                                 torch_threads());
-    };
-    if (need_input || need_weights)
-      run(dgates_x, w_ih, x, nullptr, need_input ? writable<Real>(out.dx) : nullptr, dw_ih, db_ih);
-    run(dgates_h, w_hh, h, gru ? pointer<Real>(direct) : nullptr, writable<Real>(out.dh), dw_hh,
-        db_hh);
-    if (need_weights) out.dweights = {dw_ih, dw_hh};
-    if (need_weights && bias) out.dweights.insert(out.dweights.end(), {db_ih, db_hh});
-    return out;
-  }
-  return products_of(s, dgates_x, dgates_h, direct, x_in, h, w_ih_in, w_hh_in, bias, need_input,
-                     need_weights);
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensors> gru_cell_backward_cpu(const OptionalTensor& dh, const Tensor& x,

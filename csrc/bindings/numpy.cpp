@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../cpu/layer.h"
+#include "../cpu/step.h"
 
 namespace py = pybind11;
 
@@ -284,18 +285,16 @@ Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int t
 // The gradients of w, of the bias and of a (with `direct` added) from that of a w^T.
 template <class Real>
 py::tuple product_backward(Array<Real> d, Array<Real> w, Array<Real> a, Array<Real> direct,
-                           const std::string& isa, int threads) {
+                           bool few, const std::string& isa, int threads) {
   const int64_t B = d.shape(0), N = d.shape(1), K = w.shape(1);
   expect(a.shape(0) == B && a.shape(1) == K && w.shape(0) == N && direct.size() == a.size(),
          "the arrays do not fit");
   Array<Real> da = zeros<Real>({B, K}), dw = zeros<Real>({N, K}), db = zeros<Real>({N});
-  std::vector<Real> parts(stretches(N) * B * K);
   omp_set_num_threads(threads);
-  product_backward_cpu<Real>(
-      set_of(isa),
-      {B, N, K, d.data(), w.data(), a.data(), direct.data(), da.mutable_data(), dw.mutable_data(),
-       db.mutable_data(), parts.data()},
-      openmp(threads));
+  product_backward_cpu<Real>(set_of(isa),
+                             {B, N, K, d.data(), w.data(), a.data(), direct.data(),
+                              da.mutable_data(), dw.mutable_data(), db.mutable_data(), nullptr},
+                             few, openmp(threads));
   return py::make_tuple(dw, db, da);
 }
 
@@ -396,7 +395,8 @@ void define(py::module_& m, const char* suffix) {
   m.def("multiply", &multiply<Real>, arg("a").noconvert(), arg("w").noconvert(), arg("isa") = "",
         arg("threads") = 1);
   m.def("product_backward", &product_backward<Real>, arg("d").noconvert(), arg("w").noconvert(),
-        arg("a").noconvert(), arg("direct").noconvert(), arg("isa") = "", arg("threads") = 1);
+        arg("a").noconvert(), arg("direct").noconvert(), arg("few"), arg("isa") = "",
+        arg("threads") = 1);
   m.def(("peak_flops" + s).c_str(), &peak_flops<Real>, arg("isa") = "", arg("threads") = 1,
         arg("repeats") = 20);
 }
@@ -413,6 +413,17 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
   });
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("isa") = "",
         py::arg("threads") = 1, py::arg("repeats") = 20);
+  m.def(
+      "cell_plan",
+      [](int64_t B, int64_t I, int64_t H, int gates, int width, int threads) {
+        const CellPlan plan = plan_cell({B, I, H, gates, width, threads});
+        return py::dict(py::arg("threads") = plan.threads,
+                        py::arg("backward_threads") = plan.backward_threads,
+                        py::arg("packed") = plan.packed, py::arg("by_rows") = plan.by_rows,
+                        py::arg("few") = plan.few);
+      },
+      py::arg("B"), py::arg("I"), py::arg("H"), py::arg("gates"), py::arg("width") = 16,
+      py::arg("threads") = 1);
   m.def(
       "plan",
       [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,

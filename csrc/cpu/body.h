@@ -33,11 +33,14 @@ void tanh_array(const Real* x, Real* y, int64_t n) {
 }
 
 template <class Real>
-constexpr Kernels<Real> table{Simd<Real>::width,   pack_rows<Real>,        pack_columns<Real>,
-                              forward<Real>,       backward<Real>,         multiply<Real>,
-                              outer_sum<Real>,     column_sums<Real>,      cell_forward<Real>,
-                              cell_backward<Real>, product_backward<Real>, sigmoid_array<Real>,
-                              tanh_array<Real>,    multiply_adds<Real>,    read_all<Real>};
+constexpr Kernels<Real> table{Simd<Real>::width,      pack_rows<Real>,
+                              pack_columns<Real>,     forward<Real>,
+                              backward<Real>,         multiply<Real>,
+                              outer_sum<Real>,        column_sums<Real>,
+                              cell_forward<Real>,     cell_gates_backward<Real>,
+                              product_backward<Real>, input_gradient<Real>,
+                              sigmoid_array<Real>,    tanh_array<Real>,
+                              multiply_adds<Real>,    read_all<Real>};
 
 }  // namespace
 

@@ -47,29 +47,31 @@ struct Part {
   }
 };
 
-// One step from raw weights, or from both products (`gates_x`, `gates_h`) where they were computed.
+// One step from raw weights.
 template <class Real>
 struct CellForward {
   Cell cell;
   int64_t B, I, H;
-  const Real *x, *h, *c;          // [B, I], [B, H], [B, H] (LSTM)
-  const Real *w_ih, *w_hh;        // [G*H, I], [G*H, H]
-  const Real *b_ih, *b_hh;        // [G*H] or null
-  const Real *gates_x, *gates_h;  // [B, G*H] W_ih x + b_ih, W_hh h + b_hh; or null
-  Real *h_next, *c_next;          // [B, H]
-  Real* saved;  // [B, 4H] GRU: r, z, n, q; [B, 5H] LSTM: i, f, g, o, tanh(c'); or null
+  const Real *x, *h, *c;    // [B, I], [B, H], [B, H] (LSTM)
+  const Real *w_ih, *w_hh;  // [G*H, I], [G*H, H]
+  const Real *b_ih, *b_hh;  // [G*H] or null
+  Real *h_next, *c_next;    // [B, H]
+  Real* saved;              // [B, 4H] GRU: r, z, n, q; [B, 5H] LSTM: i, f, g, o, tanh(c'); or null
 };
 
 template <class Real>
 struct CellBackward {
   Cell cell;
-  int64_t B, H;
+  int64_t B, I, H;
+  const Real *x, *h, *c;    // as they were given to forward
+  const Real *w_ih, *w_hh;  // [G*H, I], [G*H, H]
   const Real* saved;
-  const Real *h, *c;        // [B, H] the states before the step (GRU: h; LSTM: c)
-  const Real *dh, *dc;      // [B, H] or null: zero
-  Real* dgates_x;           // [B, G*H]
-  Real* dgates_h;           // [B, 3H] GRU: r, z, q
-  Real *dh_prev, *dc_prev;  // [B, H] GRU: the direct part of dh; LSTM: dc
+  const Real *dh, *dc;        // [B, H] or null: zero
+  Real* dx;                   // [B, I] or null: not wanted
+  Real *dh_prev, *dc_prev;    // [B, H], [B, H] (LSTM)
+  Real *dw_ih, *dw_hh;        // [G*H, I], [G*H, H] or null: not wanted
+  Real *db_ih, *db_hh;        // [G*H] or null
+  Real *dgates_x, *dgates_h;  // [B, G*H] scratch; GRU: r, z, n and r, z, q; LSTM: the same
 };
 
 // c (+)= a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its
@@ -106,19 +108,18 @@ constexpr int64_t kSumScratch = kSumChunk * kSumColumns;  // elements an outer_s
 inline int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 // What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that
-// of the weights, of the bias and of a. For few sequences, where calls of general products cost
-// more.
+// of the weights, of the bias and of a.
 template <class Real>
 struct ProductBackward {
   int64_t B, N, K;
   const Real* d;       // [B, N]
   const Real* w;       // [N, K]
   const Real* a;       // [B, K]
-  const Real* direct;  // [B, K] what else reaches a, or null
+  const Real* direct;  // [B, K] what else reaches a, perhaps in da itself; or null
   Real* da;            // [B, K] or null: not wanted
   Real* dw;            // [N, K] or null: not wanted, nor is db
   Real* db;            // [N] or null
-  Real* parts;         // [stretches(N)][B][K] scratch: a's gradient from each kStretch rows of w
+  Real* parts;         // few sequences: [stretches(N)][B][K] a's gradient from kStretch rows of w
 };
 
 constexpr int64_t kStretch = 64;
@@ -142,9 +143,13 @@ struct Kernels {
   // sums[m] (+)= the sum over the K rows of a, m0 <= m < m1.
   void (*column_sums)(const Real* a, int64_t a_row, int64_t K, int64_t m0, int64_t m1, Real* sums,
                       bool accumulate);
-  void (*cell_forward)(const CellForward<Real>&, int64_t unit0, int64_t unit1);
-  void (*cell_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
+  // `panel` has room for the weights of W units, or is null: then they are read as they lie.
+  void (*cell_forward)(const CellForward<Real>&, int64_t row0, int64_t row1, int64_t unit0,
+                       int64_t unit1, Real* panel);
+  void (*cell_gates_backward)(const CellBackward<Real>&, int64_t unit0, int64_t unit1);
   void (*product_backward)(const ProductBackward<Real>&, int64_t stretch0, int64_t stretch1);
+  void (*input_gradient)(const ProductBackward<Real>&, int64_t row0, int64_t row1, int64_t panel0,
+                         int64_t panel1, Real* scratch);
   void (*sigmoid)(const Real* x, Real* y, int64_t n);
   void (*tanh)(const Real* x, Real* y, int64_t n);
   double (*multiply_adds)(int64_t repeats);  // the machine's limits: cpu/limits.h

@@ -6,8 +6,6 @@ namespace gatedrnn {
 namespace {
 
 constexpr int kSpins = 2000;  // some microseconds; a partner that takes longer has lost its core
-constexpr int64_t kSerial =
-    32768;  // multiply-adds of a cell below which a second thread costs more
 
 inline void pause() {
 #ifdef __x86_64__
@@ -59,19 +57,6 @@ void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real
     k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
   }
   if (part.begin == 0) fill_bias(p, W, work.bias);
-}
-
-// Splits [0, H) into whole vectors among the threads if there is enough to do.
-template <class Real, class Body>
-void split_units(const Kernels<Real>& k, int64_t H, int64_t cost, const Parallel& parallel,
-                 Body body) {
-  const int64_t panels = ceil_div(H, k.width);
-  if (cost < kSerial || parallel.threads == 1) return body(0, H);
-  const int64_t parts = parallel.threads < panels ? parallel.threads : panels;
-  parallel(parts, [&](int64_t begin, int64_t end) {
-    const int64_t unit1 = panels * end / parts * k.width;
-    body(panels * begin / parts * k.width, unit1 < H ? unit1 : H);
-  });
 }
 
 }  // namespace
@@ -134,52 +119,13 @@ void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Re
            [&](int64_t begin, int64_t end) { k.multiply(p, begin, end); });
 }
 
-template <class Real>
-void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,
-                      const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  const int64_t products = p.gates_x ? 16 : gates_of(p.cell) * (p.I + p.H);
-  split_units(k, p.H, p.B * p.H * products, parallel,
-              [&](int64_t unit0, int64_t unit1) { k.cell_forward(p, unit0, unit1); });
-}
-
-template <class Real>
-void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
-                       const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  split_units(k, p.H, p.B * p.H * 16, parallel,
-              [&](int64_t unit0, int64_t unit1) { k.cell_backward(p, unit0, unit1); });
-}
-
-template <class Real>
-void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>& p,
-                          const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  const int64_t count = stretches(p.N);
-  if (2 * p.B * p.N * p.K < kSerial || parallel.threads == 1)
-    k.product_backward(p, 0, count);
-  else
-    parallel(count, [&](int64_t begin, int64_t end) { k.product_backward(p, begin, end); });
-  if (!p.da) return;
-  const int64_t n = p.B * p.K;
-  for (int64_t i = 0; i < n; ++i) p.da[i] = p.direct ? p.direct[i] : 0;
-  for (int64_t s = 0; s < count; ++s)
-    for (int64_t i = 0; i < n; ++i) p.da[i] += p.parts[s * n + i];
-}
-
 #define GATEDRNN_INSTANTIATE(Real)                                                               \
   template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
   template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);            \
   template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int, \
                                   Real*, const Parallel&);                                       \
   template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Real*, Real*,          \
-                             const Parallel&);                                                   \
-  template void cell_forward_cpu(const InstructionSet&, const CellForward<Real>&,                \
-                                 const Parallel&);                                               \
-  template void cell_backward_cpu(const InstructionSet&, const CellBackward<Real>&,              \
-                                  const Parallel&);                                              \
-  template void product_backward_cpu(const InstructionSet&, const ProductBackward<Real>&,        \
-                                     const Parallel&);
+                             const Parallel&);
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)
 

@@ -32,15 +32,4 @@ template <class Real>
 void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Real* workspace,
                   const Parallel& parallel);
 
-template <class Real>
-void cell_forward_cpu(const InstructionSet& set, const CellForward<Real>& p,
-                      const Parallel& parallel);
-template <class Real>
-void cell_backward_cpu(const InstructionSet& set, const CellBackward<Real>& p,
-                       const Parallel& parallel);
-
-template <class Real>
-void product_backward_cpu(const InstructionSet& set, const ProductBackward<Real>& p,
-                          const Parallel& parallel);
-
 }  // namespace gatedrnn
