@@ -20,6 +20,8 @@ endif
 forecast: build
 	$(PYTHON) -m examples.energy
 
+# Threads of OpenMP that wait without spinning: tests run more of them than there are cores.
+test: export OMP_WAIT_POLICY := passive
 test: lint build kernels emulated
 	$(PYTHON) -m pytest -q
 
