@@ -125,7 +125,7 @@ def kernel_name(case: Layer | Step, dtype: str) -> str:
     threads own sequences, avx512 units where they share the units of a sequence, avx512 alone
     where one thread does it, aten where torch's own operations do."""
     isa = gatedrnn.raw.instruction_set()
-    if isinstance(case, Step):
+    if isinstance(case, Step) or case.T == 1:
         return f"{isa} cell"
     names = []
     for inputs in case.inputs:

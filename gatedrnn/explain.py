@@ -78,8 +78,12 @@ def _cell(
         return "two products by torch, in its precision for matrix products, then one kernel"
     B = x.size(0) if x.dim() == 2 else 1
     gates = 3 if isinstance(module, GRUCell) else 4
-    shape = B, module.input_size, module.hidden_size, gates, 8 if dtype is torch.float64 else 4
-    plan = _values(torch.ops.gatedrnn.cpu_cell_plan(*shape))
+    return _cell_plan(B, module.input_size, module.hidden_size, gates, dtype)
+
+
+def _cell_plan(B: int, features: int, H: int, gates: int, dtype: torch.dtype) -> str:
+    element = 8 if dtype is torch.float64 else 4
+    plan = _values(torch.ops.gatedrnn.cpu_cell_plan(B, features, H, gates, element))
     parts = [f"one kernel ({raw.instruction_set()})"]
     if dtype in (torch.float16, torch.bfloat16):
         parts.append("computed in float32")
@@ -119,6 +123,8 @@ def _layer(
     gates = 3 if isinstance(module, GRU) else 4
     shape = T, B, features, module.hidden_size, P, gates, directions
     head = f"  layer {layer}: T={T}, B={B}, I={features}, H={module.hidden_size}: "
+    if not gpu and T == directions == 1 and P == module.hidden_size:
+        return f"{head}a cell's step, {_cell_plan(B, features, module.hidden_size, gates, dtype)}"
     if not gpu:
         return head + _cpu(shape, dtype)
     return head + _gpu(shape, dtype, gpu, bool(module.proj_size))

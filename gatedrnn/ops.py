@@ -253,6 +253,13 @@ def _complete(weights: Sequence[Tensor | None], each: int, rows: int) -> tuple[b
     return bias, tuple(present)
 
 
+def _is_one_step(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> bool:
+    """Whether a layer is a cell's step, which packs no weights: they would be read but once."""
+    if batch_sizes is not None or torch.compiler.is_compiling():
+        return False
+    return x.dim() == 3 and x.size(0) == 1 and h0.size(0) == 1
+
+
 def gru_layer(
     x: Tensor, h0: Tensor, weights: Sequence[Tensor | None], batch_sizes: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -269,6 +276,12 @@ def gru_layer(
 
     Raises RuntimeError if shapes or dtypes do not fit together, or for a device without kernels.
     """
+    if _is_one_step(x, h0, batch_sizes):
+        w_ih, w_hh, b_ih, b_hh = weights
+        results = step("gru_cell", x[0], h0[0], None, w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
+        if results is not None:
+            y = results[0].unsqueeze(0)
+            return y, y.clone()
     bias, present = _complete(weights, 4, 3 * h0.size(-1))
     y, hn = _run(Call("gru", bias, batch_sizes), (x, h0, *present))
     return y, hn
@@ -291,6 +304,12 @@ def lstm_layer(
     Returns:
         y (T, B, D*P) or packed (N, D*P), hn (D, B, P), cn (D, B, H).
     """
+    if _is_one_step(x, h0, batch_sizes) and weights[4] is None:
+        w_ih, w_hh, b_ih, b_hh, _ = weights
+        results = step("lstm_cell", x[0], h0[0], c0[0], w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
+        if results is not None:
+            y = results[0].unsqueeze(0)
+            return y, y.clone(), results[1].unsqueeze(0)
     bias, present = _complete(weights, 5, 4 * c0.size(-1))
     y, hn, cn = _run(Call("lstm", bias, batch_sizes), (x, h0, c0, *present))
     return y, hn, cn
