@@ -22,7 +22,7 @@ constexpr int kMaxRows = kRows<3>;
 constexpr int64_t kBlock = 128;
 // A short sum over steps and sequences is where equal terms, whose rounding errors are equal too,
 // show most, and where shorter blocks cost nothing.
-constexpr int64_t kSumBlock = 64, kShortSum = 256, kShortBlock = 24;
+constexpr int64_t kSumBlock = 64, kShortSum = 128, kShortBlock = 24;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
 // costs a fifth of the speed where the weights come from beyond L2.
 constexpr int64_t kAhead = 16;
