@@ -28,11 +28,11 @@ constexpr int64_t kFewRows = 8;
 // Gates' gradients that are made before they are used up: they must still be in L2 or L3 then. Each
 // time a chunk is used up, the weights' gradients are read and written, which takes many rows to
 // pay.
-constexpr int64_t kChunkBytes = 2 << 20;
+constexpr int64_t kChunkBytes = 1 << 20;
 constexpr int64_t kChunkRows = 256;
 
 // Multiply-adds of a whole call that pay for waking another thread: tens of microseconds.
-constexpr int64_t kWorkOfThread = 2500000;
+constexpr int64_t kWorkOfThread = 1000000;
 // Two threads share a step with profit from some 50000 multiply-adds on (measured); that the
 // barrier costs in proportion to who meets there is an assumption. Hence parts^2 * this <= a step's
 // work.

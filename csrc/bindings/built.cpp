@@ -24,7 +24,7 @@ std::string cuda_architectures() {
 std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
                      int64_t directions, int64_t element) {
   const Plan p = plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element),
-                           int(torch::stable::get_num_threads())});
+                           torch_threads().threads});
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
        << " project_first=" << p.project_first;
@@ -34,7 +34,7 @@ std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
 std::string cpu_cell_plan(int64_t B, int64_t I, int64_t H, int64_t gates, int64_t element) {
   const InstructionSet& set = instruction_set();
   const int width = element == 8 ? set.f64->width : set.f32->width;
-  const CellPlan p = plan_cell({B, I, H, int(gates), width, int(torch::stable::get_num_threads())});
+  const CellPlan p = plan_cell({B, I, H, int(gates), width, torch_threads().threads});
   std::ostringstream text;
   text << "threads=" << p.threads << " backward_threads=" << p.backward_threads
        << " packed=" << p.packed << " by_rows=" << p.by_rows << " few=" << p.few;

@@ -7,11 +7,13 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "../cpu/layer.h"
@@ -78,8 +80,11 @@ Real* writable(const Tensor& t) {
   return static_cast<Real*>(t.mutable_data_ptr());
 }
 
+// Torch's threads, but no more than there are cores: threads that meet at every step would take
+// turns on one.
 inline Parallel torch_threads() {
-  return {int(torch::stable::get_num_threads()),
+  static const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+  return {int(std::min<uint32_t>(torch::stable::get_num_threads(), cores)),
           [](int64_t n, void (*body)(void*, int64_t, int64_t), void* context) {
             if (n == 1) return body(context, 0, 1);
             torch::stable::parallel_for(
