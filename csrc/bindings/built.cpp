@@ -23,8 +23,8 @@ std::string cuda_architectures() {
 
 std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
                      int64_t directions, int64_t element) {
-  const Plan p = plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element),
-                           torch_threads().threads});
+  const Plan p =
+      plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element), torch_threads().threads});
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
        << " project_first=" << p.project_first;
