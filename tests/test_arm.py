@@ -83,7 +83,9 @@ def test_tiles_stay_in_registers(functions):
 
 def test_transposition_exchanges_registers(functions):
     """Not lane by lane: a shuffle whose lanes the compiler learns too late is taken to pieces."""
-    (body,) = (body for name, body in functions.items() if "pack_rows<float>" in name)
-    mnemonics = {mnemonic for _, mnemonic, _ in body}
-    assert {"zip1", "zip2", "trn1", "trn2"} <= mnemonics
-    assert not {"ins", "tbl"} & mnemonics
+    bodies = [body for name, body in functions.items() if "pack_rows<float>" in name]
+    assert bodies
+    for body in bodies:
+        mnemonics = {mnemonic for _, mnemonic, _ in body}
+        assert {"zip1", "zip2", "trn1", "trn2"} <= mnemonics
+        assert not {"ins", "tbl"} & mnemonics

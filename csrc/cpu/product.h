@@ -19,10 +19,9 @@ template <int G>
 constexpr int kRows = 12 / G;
 #endif
 constexpr int kMaxRows = kRows<3>;
-constexpr int64_t kBlock = 128;
 // A short sum over steps and sequences is where equal terms, whose rounding errors are equal too,
 // show most, and where shorter blocks cost nothing.
-constexpr int64_t kSumBlock = 64, kShortSum = 128, kShortBlock = 24;
+constexpr int64_t kBlock = 64, kShortSum = 128, kShortBlock = 24;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
 // costs a fifth of the speed where the weights come from beyond L2.
 constexpr int64_t kAhead = 16;
@@ -40,7 +39,7 @@ template <class Real, int M, int G, Layout layout>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Real* panel) {
   constexpr int W = Simd<Real>::width;
-  const int64_t block = layout == by_row ? kBlock : K >= kShortSum ? kSumBlock : kShortBlock;
+  const int64_t block = layout == by_row || K >= kShortSum ? kBlock : kShortBlock;
   for (int64_t k0 = 0; k0 < K; k0 += block) {
     const int64_t k1 = k0 + block < K ? k0 + block : K;
     Vec<Real> acc[M][G] = {};
