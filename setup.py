@@ -57,7 +57,7 @@ if os.environ.get("GATEDRNN_WERROR") == "1":  # ours, not for users: a new compi
 ISA_FLAGS = ["-Wno-psabi", "-fno-schedule-insns", "-Icsrc"]
 X86_FLAGS = {
     "csrc/cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
-    "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma"],
+    "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
 }
 Objects = dict[str, list[str]]  # source: its own flags
 PORTABLE: Objects = {

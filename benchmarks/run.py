@@ -155,7 +155,7 @@ def on_cpu(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error(f"on the CPU --dtype is one of {', '.join(CPU_DTYPES)}")
     args.dtype = args.dtype[0] if args.dtype else CPU_DTYPES[0]
     if args.suite == "kernels" and args.dtype == "bfloat16":
-        parser.error("the raw kernels are float32 or float64: bfloat16 is carried in float32")
+        parser.error("the suite kernels is of float32 or float64, which bfloat16 is computed in")
     module = None
     try:
         module = kernel_module()

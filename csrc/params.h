@@ -12,6 +12,14 @@ namespace gatedrnn {
 
 enum class Cell { gru, lstm };
 
+// Storage of 16 bits; the kernels compute with floats.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
 // One row per step and sequence, in a padded (T, B, ...) or a packed (N, ...) array.
 template <class Real>
 struct Rows {
@@ -39,50 +47,52 @@ struct Sizes {
 };
 
 // One direction of one layer, forward. Training keeps `gates` (and for the LSTM `c`) of all steps.
-template <class Real>
+// Tensors lie in memory as Stored, and everything is computed, summed and carried as Real. Where
+// those differ a GRU keeps a fourth gate, n: a rounded y does not give it back.
+template <class Real, class Stored = Real>
 struct Forward : Sizes {
   Cell cell;
-  Rows<const Real> x;          // (T, B, I), or null when `projected` is given
+  Rows<const Stored> x;        // (T, B, I), or null when `projected` is given
   Rows<const Real> projected;  // (T, B, G*H) W_ih x for all steps, without bias
-  const Real* w_ih;            // [G*H, I] contiguous
-  const Real* w_hh;            // [G*H, P]
-  const Real* b_ih;            // [G*H] or null
-  const Real* b_hh;            // [G*H] or null
-  const Real* w_hr;            // [P, H] or null: no projection, P == H
-  const Real* h0;              // [B, P]
-  const Real* c0;              // [B, H], LSTM
-  Rows<Real> y;                // (T, B, P)
-  Real* hn;                    // [B, P]
-  Real* cn;                    // [B, H], LSTM
-  Rows<Real> gates;            // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
+  const Stored* w_ih;          // [G*H, I] contiguous
+  const Stored* w_hh;          // [G*H, P]
+  const Stored* b_ih;          // [G*H] or null
+  const Stored* b_hh;          // [G*H] or null
+  const Stored* w_hr;          // [P, H] or null: no projection, P == H
+  const Stored* h0;            // [B, P]
+  const Stored* c0;            // [B, H], LSTM
+  Rows<Stored> y;              // (T, B, P)
+  Stored* hn;                  // [B, P]
+  Stored* cn;                  // [B, H], LSTM
+  Rows<Stored> gates;          // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
   Rows<Real> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
 };
 
 // One direction of one layer, backward through time.
-template <class Real>
+template <class Real, class Stored = Real>
 struct Backward : Sizes {
   Cell cell;
-  Rows<const Real> x;      // (T, B, I)
-  const Real* w_ih;        // [G*H, I] contiguous
-  const Real* w_hh;        // [G*H, P]
-  const Real* w_hr;        // [P, H] or null
-  const Real* h0;          // [B, P]
-  const Real* c0;          // [B, H], LSTM
-  Rows<const Real> y;      // (T, B, P)
-  Rows<const Real> gates;  // as Forward left them
-  Rows<const Real> c;      // (T, B, H), LSTM
-  Rows<const Real> dy;     // (T, B, P) or null: zero
-  const Real* dhn;         // [B, P] or null
-  const Real* dcn;         // [B, H] or null
-  Real* dh0;               // [B, P]
-  Real* dc0;               // [B, H], LSTM
+  Rows<const Stored> x;      // (T, B, I)
+  const Stored* w_ih;        // [G*H, I] contiguous
+  const Stored* w_hh;        // [G*H, P]
+  const Stored* w_hr;        // [P, H] or null
+  const Stored* h0;          // [B, P]
+  const Stored* c0;          // [B, H], LSTM
+  Rows<const Stored> y;      // (T, B, P)
+  Rows<const Stored> gates;  // as Forward left them
+  Rows<const Real> c;        // (T, B, H), LSTM
+  Rows<const Stored> dy;     // (T, B, P) or null: zero
+  const Stored* dhn;         // [B, P] or null
+  const Stored* dcn;         // [B, H] or null
+  Stored* dh0;               // [B, P]
+  Stored* dc0;               // [B, H], LSTM
   // Null what is not wanted.
-  Rows<Real> dx;  // (T, B, I) contiguous; two directions share it
-  Real* dw_ih;    // [G*H, I]; those of the weights are wanted together, or not
-  Real* dw_hh;    // [G*H, P]
-  Real* db_ih;    // [G*H]
-  Real* db_hh;    // [G*H]
-  Real* dw_hr;    // [P, H]
+  Rows<Stored> dx;  // (T, B, I) contiguous; two directions share it
+  Stored* dw_ih;    // [G*H, I]; those of the weights are wanted together, or not
+  Stored* dw_hh;    // [G*H, P]
+  Stored* db_ih;    // [G*H]
+  Stored* db_hh;    // [G*H]
+  Stored* dw_hr;    // [P, H]
 };
 
 // How the layer driver runs loops: the binding passes torch's thread pool, the NumPy module its

@@ -39,14 +39,23 @@ constexpr int64_t kWorkOfThread = 1000000;
 constexpr int64_t kWorkOfPart = 12000;
 // Units that one tile holds at the least: what a part must have.
 constexpr int64_t kTileUnits = 16;
+// Sequences so few that their tiles wait for weights even from L2.
+constexpr int64_t kWaiting = 2;
+// Vector registers that hold a full tile and more.
+constexpr int64_t kManyRegisters = 32;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Bytes of a number in the kernels: those of 16 bits are computed with as float32.
+int64_t computed(const Problem& p) { return std::max(p.element, 4); }
+
+int64_t weights_of(const Problem& p) { return p.gates * p.H * p.P * computed(p); }
 
 // How many threads share the units of the same sequences. Alone with its sequences a thread reads
 // all of the weights each step. That pays unless it has too few sequences to hide the reading, or
 // the weights would fit L2 if threads shared them.
 int64_t parts_of(const Problem& p, int64_t threads) {
-  const int64_t B = std::max<int64_t>(1, p.B), weights = p.gates * p.H * p.P * p.element;
+  const int64_t B = std::max<int64_t>(1, p.B), weights = weights_of(p);
   const int64_t units = ceil_div(p.H, kTileUnits);
   const auto rows = [&](int64_t parts) { return ceil_div(B, threads / parts); };
   int64_t parts = 1;
@@ -64,6 +73,14 @@ int64_t parts_of(const Problem& p, int64_t threads) {
   return parts;
 }
 
+// Panels of 16 bits halve what a step reads, and cost instructions to widen. That pays where the
+// reading takes the time; and where registers are few, not for full tiles, which have none left.
+bool narrow_panels_pay(const Problem& p, const Plan& plan) {
+  if (plan.block <= kWaiting) return true;
+  const bool overflow = weights_of(p) > plan.parts * kCache;
+  return overflow && (p.registers >= kManyRegisters || plan.block <= kFullTile / 2);
+}
+
 }  // namespace
 
 Plan plan_cpu(const Problem& p) {
@@ -79,9 +96,10 @@ Plan plan_cpu(const Problem& p) {
   plan.block = ceil_div(B, blocks);
   // In the step the input's weights are read again and again; ahead of it once.
   plan.project_first = p.I > kFewFeatures && plan.block < 2 * kFullTile;
-  const int64_t row = std::max<int64_t>(1, 4 * p.H * p.element), T = std::max<int64_t>(1, p.T);
+  const int64_t row = std::max<int64_t>(1, 4 * p.H * computed(p)), T = std::max<int64_t>(1, p.T);
   const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
   plan.chunk = ceil_div(T, ceil_div(T, steps));
+  plan.narrow_panels = p.element == 2 && narrow_panels_pay(p, plan);
   return plan;
 }
 

@@ -10,8 +10,9 @@ struct Problem {
   int64_t T, B, I, H, P;
   int gates;       // 3 or 4
   int directions;  // 1 or 2
-  int element;     // bytes
+  int element;     // bytes, in tensors
   int threads;
+  int registers;  // of vectors
 };
 
 // Threads own sequences and never meet; or several share the units of the same ones, and meet each
@@ -22,6 +23,7 @@ struct Plan {
   int64_t parts;       // threads that share the units of a block
   bool project_first;  // forward: W_ih x for all steps by one matrix product before the loop
   int64_t chunk;       // backward: steps whose gates' gradients are made, then used up
+  bool narrow_panels;  // packed weights of bfloat16 stay what they are
 };
 
 Plan plan_cpu(const Problem& problem);

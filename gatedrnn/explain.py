@@ -135,12 +135,12 @@ def _values(plan: str) -> dict[str, Any]:
 
 
 def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    low = dtype in (torch.float16, torch.bfloat16)
-    element = 8 if dtype is torch.float64 else 4
-    plan = _values(torch.ops.gatedrnn.cpu_plan(*shape, element))
+    plan = _values(torch.ops.gatedrnn.cpu_plan(*shape, dtype.itemsize))
     parts = [f"CPU kernels ({raw.instruction_set()})"]
-    if low:
-        parts.append("computed in float32")
+    if dtype.itemsize == 2:
+        parts.append(f"{str(dtype).removeprefix('torch.')} storage, float32 arithmetic")
+    if dtype is torch.bfloat16 and plan["narrow_panels"] == "1":
+        parts.append("weights read in bfloat16")
     parts.append(_shared(plan["threads"], plan["parts"]))
     parts.append(f"{plan['block']} sequences walk together")
     if plan["project_first"] == "1":

@@ -37,7 +37,8 @@ def _gru_forward(
     tf32: bool,
 ) -> tuple[Tensor, ...]:
     d, hidden, rows = _layer(x, h0, weights[0], 3)
-    gates = x.new_empty([*rows, d * 3 * hidden] if train else [0])
+    kept = 4 if x.dtype.itemsize == 2 and not _on_gpu(x) else 3  # the CPU's keep n too
+    gates = x.new_empty([*rows, d * kept * hidden] if train else [0])
     return x.new_empty([*rows, d * hidden]), x.new_empty(h0.shape), gates
 
 
@@ -160,6 +161,10 @@ def _lstm_cell_backward(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     dweights = _gradients(_cell_weights(w_ih, w_hh, bias), need_weights)
     return _gradient(x, need_input), x.new_empty(h.shape), x.new_empty(c.shape), dweights
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
 
 
 def _cell_dtype(dtype: torch.dtype) -> torch.dtype:

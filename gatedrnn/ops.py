@@ -190,7 +190,7 @@ def _in_vmap() -> bool:
 
 def _run(call: Call, tensors: Tensors) -> Tensors:
     kernel, x = KERNELS[call.kernel], tensors[0]
-    if not has_kernels(x) or _is_watched():
+    if not has_kernels(call.kernel, x) or _is_watched():
         return _run_watched(call, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _EagerForward.apply(call, *tensors)[: kernel.outputs]
@@ -215,9 +215,9 @@ def _run_watched(call: Call, tensors: Tensors) -> Tensors:
             "build it again with nvcc on PATH, or with CUDA_HOME saying where it is; "
             "gatedrnn.revert(model) puts torch.nn's modules back"
         )
-    if x.dtype in _LOW_PRECISION and not has_kernels(x):
+    if x.dtype in _LOW_PRECISION and not has_kernels(call.kernel, x):
         return _in_float32(_run, call, tensors)
-    if _needs_reference(x):
+    if _needs_reference(call, x):
         return _reference(call, tensors)
     if traced.is_recording():
         return traced.run(call, tensors)
@@ -228,8 +228,8 @@ def _run_watched(call: Call, tensors: Tensors) -> Tensors:
     return kernel.forward(call, tensors, False)[: kernel.outputs]
 
 
-def _needs_reference(x: Tensor) -> bool:
-    if not has_kernels(x):
+def _needs_reference(call: Call, x: Tensor) -> bool:
+    if not has_kernels(call.kernel, x):
         return True
     if torch.compiler.is_compiling():
         # A compiled torch.func transform over a Function returns zeros without a word (torch 2.13).

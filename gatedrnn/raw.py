@@ -86,11 +86,12 @@ def extension_file() -> str:
     return str(_C.__file__)
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether there are kernels for tensors of x's device and dtype as they are."""
+def has_kernels(kernel: str, x: Tensor) -> bool:
+    """Whether there are kernels of that name for tensors of x's device and dtype as they are."""
     if x.is_cuda or _emulated:
-        return x.dtype in _CUDA_DTYPES and (HAS_CUDA or _emulated)
-    return x.dtype in _CPU_DTYPES and (x.is_cpu or x.is_meta)
+        return x.dtype in _DTYPES and (HAS_CUDA or _emulated)
+    dtypes = _CPU_CELL_DTYPES if kernel.endswith("_cell") else _DTYPES
+    return x.dtype in dtypes and (x.is_cpu or x.is_meta)
 
 
 def _tf32(x: Tensor) -> bool:
@@ -256,7 +257,7 @@ _exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
 if _exchange is not None:  # not every torch that we run with has it
     _C.serve(Tensor, torch.nn.Parameter, _exchange, torch.empty_like, forward_ad, _watchers)
 
-_CPU_DTYPES = (torch.float32, torch.float64)
-_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
+_CPU_CELL_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (*_CPU_CELL_DTYPES, torch.float16, torch.bfloat16)
 HAS_CUDA = bool(cuda_architectures())
 instruction_set()  # so that a wrong GATEDRNN_CPU_ISA is told now

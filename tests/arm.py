@@ -19,7 +19,8 @@ TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
          "qemu-aarch64-static": "qemu-user-static", "apt-get": "apt", "dpkg": "dpkg"}
 PACKAGES = ("python3-numpy", "python3-pytest", "libpython3-dev", "libgomp1", "libstdc++6")
 # What runs without torch: gates, layers, cells' steps, products and plans, on the raw kernels.
-TESTS = ("test_kernel_gates.py", "test_kernel_layers.py", "test_kernel_products.py", "test_plan.py")
+TESTS = ("test_kernel_gates.py", "test_kernel_layers.py", "test_kernel_products.py",
+         "test_kernel_storage.py", "test_plan.py")
 
 
 def fetch(root: Path) -> None:

@@ -32,6 +32,7 @@ def cuda(multiprocessors: int = MULTIPROCESSORS) -> Iterator[None]:
         # What passes by the dispatcher would not meet the emulated ops.
         patch.setattr(gatedrnn.ops, "step_forward", lambda *_: None)
         patch.setattr(gatedrnn.ops, "step_backward", lambda *_: None)
+        patch.setattr(fake, "_on_gpu", lambda x: True)
         ops.set_multiprocessors(multiprocessors)
         try:
             yield

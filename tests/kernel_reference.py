@@ -79,13 +79,15 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def forward(case: Case, a: Arrays) -> Arrays:
-    """y [N, P], hn [B, P], gates [N, G*H] (r, z, q or i, f, g, o), for the LSTM c [N, H] and cn."""
+    """y [N, P], hn [B, P], gates [N, G*H] (r, z, q or i, f, g, o); of the LSTM c [N, H] and cn, of
+    the GRU n [N, H]."""
     gru, H = case.cell == "gru", case.H
     h = a["h0"].copy()
     N, kind = len(a["x"]), a["x"].dtype
     out = {"y": np.zeros((N, case.state), kind), "gates": np.zeros((N, case.gates * H), kind)}
+    out["n" if gru else "c"] = np.zeros((N, H), kind)
     if not gru:
-        c, out["c"] = a["c0"].copy(), np.zeros((N, H), kind)
+        c = a["c0"].copy()
     for rows in case.walk():
         n = rows.stop - rows.start
         ax = a["x"][rows] @ a["w_ih"].T + a["b_ih"]
@@ -97,6 +99,7 @@ def forward(case: Case, a: Arrays) -> Arrays:
             candidate = np.tanh(ax[:, 2 * H:] + r * q)
             h[:n] = (1 - z) * candidate + z * h[:n]
             out["gates"][rows] = np.hstack([r, z, q])
+            out["n"][rows] = candidate
         else:
             i, f, g, o = np.split(ax + ah, 4, axis=1)
             i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
@@ -111,7 +114,7 @@ def forward(case: Case, a: Arrays) -> Arrays:
 
 def backward(case: Case, a: Arrays, saved: Arrays) -> Arrays:
     """From what `forward` gave, the gradients of x, the initial states and the weights. A weight's
-    is summed step by step, as autograd would."""
+    is summed step by step, as autograd would. Where a GRU's gates are four, the last is n."""
     gru, walk = case.cell == "gru", case.walk()
     dh = a["dhn"].copy()
     out = {"d" + name: np.zeros_like(a[name]) for name in a if name[:2] in ("x", "w_", "b_")}
@@ -123,10 +126,12 @@ def backward(case: Case, a: Arrays, saved: Arrays) -> Arrays:
         d = dh[:n] + a["dy"][rows]
         if gru:
             h_prev = before(saved["y"], a["h0"], walk, k)
-            r, z, q = np.split(saved["gates"][rows], 3, axis=1)
+            gates = saved["gates"][rows]
+            r, z, q, *kept = np.split(gates, gates.shape[1] // case.H, axis=1)
             # As the kernels: n is not kept but recovered from h' = (1 - z) n + z h. Where z is 1,
             # its gradient is 0 whatever it is.
-            candidate = (saved["y"][rows] - z * h_prev) / np.where(z == 1, 1, 1 - z)
+            h = saved["y"][rows]
+            candidate = kept[0] if kept else (h - z * h_prev) / np.where(z == 1, 1, 1 - z)
             da_n = d * (1 - z) * (1 - candidate * candidate)
             da_z = d * (h_prev - candidate) * z * (1 - z)
             da_r = da_n * q * r * (1 - r)

@@ -17,6 +17,8 @@ SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 9, 17, 33), (2, 17, 1, 16), (3, 8, 18, 
          (4, 6, 33, 129)]
 RUNS = [("rows", 1, 1), ("rows", 2, None), ("units", 3, 2), ("groups", 4, 1), ("plan", 2, None)]
 LAYER = {"float32": "Layer32", "float64": "Layer64"}
+NARROW = {"LayerFloat16": lambda a: a.astype(np.float16).view(np.uint16),
+          "LayerBfloat16": lambda a: (a.view(np.uint32) >> 16).astype(np.uint16)}
 STEP = {"float32": "Step32", "float64": "Step64"}
 
 
@@ -39,6 +41,20 @@ def run_layer(kernels, case, isa, partition, threads, chunk, train):
     if train:
         layer.backward(shaped(case, a["dy"]), a["dhn"], a.get("dcn"))
         assert np.isfinite(layer.dx).all() and np.isfinite(layer.dw_hh).all()
+
+
+def run_narrow(kernels, case, isa, partition, threads, chunk):
+    """The same layers where numbers are stored in 16 bits, with panels of both kinds."""
+    for (name, stored), narrow_panels in product(NARROW.items(), (False, True)):
+        a = {key: stored(array) for key, array in case.arrays().items()}
+        layer = getattr(kernels, name)(
+            case.cell, shaped(case, a["x"]), a["h0"], a.get("c0"), weights(a), reverse=case.reverse,
+            batch_sizes=case.batch_sizes if case.packed else None, isa=isa, threads=threads,
+            partition=partition, chunk=chunk, narrow_panels=narrow_panels,
+        )
+        layer.forward()
+        layer.backward(shaped(case, a["dy"]), a["dhn"], a.get("dcn"))
+        assert layer.y.any() and layer.dx.any() and layer.dw_hh.any()
 
 
 def run_step(kernels, case, isa):
@@ -82,6 +98,8 @@ def main(folder):
         for case in cases():
             for run in RUNS:
                 run_layer(kernels, case, isa, *run, train=True)
+                if case.dtype == "float32" and run[-1]:
+                    run_narrow(kernels, case, isa, *run)
                 count += 1
             run_layer(kernels, case, isa, "plan", 1, None, train=False)
             if not case.P:

@@ -83,7 +83,7 @@ def test_tiles_stay_in_registers(functions):
 
 def test_transposition_exchanges_registers(functions):
     """Not lane by lane: a shuffle whose lanes the compiler learns too late is taken to pieces."""
-    bodies = [body for name, body in functions.items() if "pack_rows<float>" in name]
+    bodies = [body for name, body in functions.items() if "pack_rows<float, float>" in name]
     assert bodies
     for body in bodies:
         mnemonics = {mnemonic for _, mnemonic, _ in body}

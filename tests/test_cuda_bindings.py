@@ -288,7 +288,7 @@ def test_wrong_types_are_refused():
     with pytest.raises(RuntimeError, match="no kernels for this dtype"):
         emulated.ops.gru_forward(x.cfloat(), h, weights, True, None, False, False)
     with pytest.raises(RuntimeError, match="no kernels for this dtype"):
-        torch.ops.gatedrnn.gru_forward(x.half(), h.half(), weights, True, None, False, False)
+        torch.ops.gatedrnn.gru_cell_forward(x[0].half(), h[0].half(), *weights, False)
     with pytest.raises(RuntimeError, match="w_ih has the wrong dtype"):
         emulated.ops.gru_forward(x.half(), h.half(), weights, True, None, False, False)
 

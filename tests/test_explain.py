@@ -77,7 +77,16 @@ def test_cpu():
     assert "GRU on cpu, float32" in text
     assert "layer 0: T=7, B=2, I=40, H=64: CPU kernels" in text
     assert "layer 1: T=7, B=2, I=128, H=64" in text
-    assert "computed in float32" in gatedrnn.explain(gru, torch.zeros(7, 40, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(("dtype", "batch", "narrow"), [
+    (torch.bfloat16, 1, True), (torch.bfloat16, 16, False), (torch.float16, 1, False),
+], ids=str)
+def test_16_bits_on_the_cpu(dtype, batch, narrow):
+    """Weights stay bfloat16 where reading them takes the time."""
+    text = gatedrnn.explain(gatedrnn.GRU(40, 64), torch.zeros(7, batch, 40, dtype=dtype))
+    assert f"{str(dtype).removeprefix('torch.')} storage, float32 arithmetic" in text
+    assert ("weights read in bfloat16" in text) == narrow
 
 
 def test_other_paths():

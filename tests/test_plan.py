@@ -13,8 +13,8 @@ LONGEST_BLOCK = 64  # sequences whose states stay in a core's cache beside the w
 FEW_FEATURES = 32
 
 
-def plan(B, H, threads, features=5, T=10**8, gates=3, directions=1, element=4):
-    return kernels.plan(T, B, features, H, H, gates, directions, element, threads)
+def plan(B, H, threads, features=5, T=10**8, gates=3, directions=1, element=4, registers=32):
+    return kernels.plan(T, B, features, H, H, gates, directions, element, threads, registers)
 
 
 def loads(B, H, p, directions):
@@ -141,6 +141,30 @@ def test_input_is_projected_ahead_only_where_that_pays():
             assert not plan(B, H, threads, features=features)["project_first"]
         p = plan(B, H, threads, features=512)
         assert p["project_first"] == (p["block"] < 16)
+
+
+def narrow(B, H, threads=1, **options):
+    return plan(B, H, threads, **{"element": 2, **options})["narrow_panels"]
+
+
+def test_bfloat16_weights_stay_narrow_where_reading_takes_the_time():
+    """One or two sequences wait for weights wherever these lie; more of them beyond L2 only, and
+    with 16 registers no more than half a tile, as there are none left to part a full one's."""
+    for registers in (16, 32):
+        assert all(narrow(B, H, registers=registers) for B in (1, 2) for H in WIDTHS)
+        assert narrow(4, 1024, registers=registers)
+        assert not any(narrow(B, 256, registers=registers) for B in (3, 16, 64, 1024))
+        assert not narrow(16, 512, threads=4, registers=registers)  # shared it fits
+        for element in (4, 8):
+            assert not any(narrow(B, 1024, element=element, registers=registers) for B in BATCHES)
+    assert [narrow(16, 1024, registers=registers) for registers in (16, 32)] == [False, True]
+
+
+def test_16_bits_share_the_work_as_float32():
+    """They are computed with as float32, so that neither storage is slower for its partition."""
+    for B, H, threads in product(BATCHES, WIDTHS, THREADS):
+        one, two = (plan(B, H, threads, element=element) for element in (2, 4))
+        assert one | {"narrow_panels": False} == two
 
 
 @pytest.mark.parametrize("threads", [-1, 0, 1, 64])

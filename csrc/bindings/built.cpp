@@ -24,16 +24,17 @@ std::string cuda_architectures() {
 std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
                      int64_t directions, int64_t element) {
   const Plan p =
-      plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element), torch_threads().threads});
+      plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element), torch_threads().threads,
+                kernels_of<float>(instruction_set()).registers});
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
-       << " project_first=" << p.project_first;
+       << " project_first=" << p.project_first << " narrow_panels=" << p.narrow_panels;
   return text.str();
 }
 
 std::string cpu_cell_plan(int64_t B, int64_t I, int64_t H, int64_t gates, int64_t element) {
   const InstructionSet& set = instruction_set();
-  const int width = element == 8 ? set.f64->width : set.f32->width;
+  const int width = element == 8 ? kernels_of<double>(set).width : kernels_of<float>(set).width;
   const CellPlan p = plan_cell({B, I, H, int(gates), width, torch_threads().threads});
   std::ostringstream text;
   text << "threads=" << p.threads << " backward_threads=" << p.backward_threads

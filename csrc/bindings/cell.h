@@ -14,7 +14,7 @@ inline Step step_of(Cell cell, const Tensor& x, const Tensor& h, const Tensor& w
                     const Tensor& w_hh, const OptionalTensor& b_ih, const OptionalTensor& b_hh,
                     Device device) {
   const ScalarType type = x.scalar_type();
-  expect_type(type, device);
+  expect_type(type, device == Device::cuda);
   expect(x.dim() == 2 && h.dim() == 2, "expected 2-D input and state");
   const Step s{cell, x.size(0), x.size(1), h.size(1), cell == Cell::gru ? 3 : 4};
   check(h, "h", type, {s.B, s.H});

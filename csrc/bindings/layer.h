@@ -31,9 +31,6 @@ struct Layer {
     return {T, B, width};
   }
   Sizes sizes(int d) const { return {T, B, I, H, P, packed(), d == 1}; }
-  Problem problem(int threads, int element) const {
-    return {T, B, I, H, P, G, D, element, threads};
-  }
   // Contiguous rows of `width`, beginning at `column`.
   template <class Real>
   Rows<Real> at(Real* data, int64_t width, int64_t column = 0) const {
@@ -49,12 +46,12 @@ struct Layer {
 
 // Checks the arguments that forward and backward have in common.
 inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensors& weights,
-                      bool bias, const OptionalTensor& batch_sizes, Device device) {
+                      bool bias, const OptionalTensor& batch_sizes) {
   Layer l{};
   l.cell = cell;
   l.G = cell == Cell::gru ? 3 : 4;
   const ScalarType type = x.scalar_type();
-  expect_type(type, device);
+  expect_type(type);
   expect(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2),
          "expected h0 of shape (directions, batch, hidden), got ", h0);
   expect(h0.scalar_type() == type, "h0 has the wrong dtype");
@@ -106,14 +103,21 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
   return l;
 }
 
-// Checks what backward has besides: the cotangents, and what forward has saved. `c_type` is that of
-// the cell states, c.
+template <class Stored>
+Plan plan_of(const Layer& l, int threads) {
+  const int registers = kernels_of<RealOf<Stored>>(instruction_set()).registers;
+  return plan_cpu({l.T, l.B, l.I, l.H, l.P, l.G, l.D, int(sizeof(Stored)), threads, registers});
+}
+
+// Checks what backward has besides: the cotangents, and what forward has saved: `kept` gates, and
+// cell states, c, of `c_type`.
 inline void check_backward(const Layer& l, const OptionalTensor& dy, const OptionalTensor& dhn,
                            const OptionalTensor& dcn, const OptionalTensor& c0, const Tensor& y,
-                           const Tensor& gates, const OptionalTensor& c, ScalarType c_type) {
+                           const Tensor& gates, int64_t kept, const OptionalTensor& c,
+                           ScalarType c_type) {
   const ScalarType type = l.x.scalar_type();
   check(y, "y", type, l.rows_of(l.D * l.P));
-  check(gates, "gates", type, l.rows_of(l.D * l.G * l.H));
+  check(gates, "gates", type, l.rows_of(l.D * kept * l.H));
   if (c0) check(*c0, "c0", type, {l.D, l.B, l.H});
   if (c) check(*c, "c", c_type, l.rows_of(l.D * l.H));
   expect(y.is_contiguous() && gates.is_contiguous() && (!c || c->is_contiguous()),

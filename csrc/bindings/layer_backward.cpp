@@ -11,13 +11,14 @@ struct LayerGradients {
   Tensors dweights;
 };
 
-template <class Real>
+template <class Stored>
 LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const OptionalTensor& dhn_in,
                         const OptionalTensor& dcn_in, const Tensor& h0_in,
                         const OptionalTensor& c0_in, const Tensor& y, const Tensor& gates,
                         const OptionalTensor& c, bool need_input, bool need_weights) {
+  using Real = RealOf<Stored>;
   const bool lstm = l.cell == Cell::lstm;
-  const int64_t G = l.G, H = l.H, P = l.P, D = l.D;
+  const int64_t G = l.G, H = l.H, P = l.P, D = l.D, kept = gates_kept<Stored>(l.cell) * H;
   const Tensor h0 = contiguous_of(h0_in);
   const OptionalTensor c0 = contiguous_of(c0_in), dhn = contiguous_of(dhn_in),
                        dcn = contiguous_of(dcn_in);
@@ -29,35 +30,35 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   out.dh0 = empty(y, {D, l.B, P});
   out.dc0 = empty(y, lstm ? std::vector<int64_t>{D, l.B, H} : std::vector<int64_t>{0});
 
-  Backward<Real> p[2] = {};
+  Backward<Real, Stored> p[2] = {};
   for (int d = 0; d < D; ++d) {
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
-    p[d].x = l.input<Real>();
-    p[d].w_ih = pointer<Real>(l.w_ih(d));
-    p[d].w_hh = pointer<Real>(l.w_hh(d));
-    p[d].w_hr = pointer<Real>(l.w_hr(d));
-    p[d].h0 = pointer<Real>(h0) + d * l.B * P;
-    p[d].y = l.at<const Real>(pointer<Real>(y), D * P, d * P);
-    p[d].gates = l.at<const Real>(pointer<Real>(gates), D * G * H, d * G * H);
-    p[d].dy = l.at<const Real>(pointer<Real>(dy), D * P, d * P);
+    p[d].x = l.input<Stored>();
+    p[d].w_ih = pointer<Stored>(l.w_ih(d));
+    p[d].w_hh = pointer<Stored>(l.w_hh(d));
+    p[d].w_hr = pointer<Stored>(l.w_hr(d));
+    p[d].h0 = pointer<Stored>(h0) + d * l.B * P;
+    p[d].y = l.at<const Stored>(pointer<Stored>(y), D * P, d * P);
+    p[d].gates = l.at<const Stored>(pointer<Stored>(gates), D * kept, d * kept);
+    p[d].dy = l.at<const Stored>(pointer<Stored>(dy), D * P, d * P);
     if (rows_apart) {
       p[d].dy.step = dy->stride(0);
       p[d].dy.row = dy->stride(1);
     }
-    if (dhn) p[d].dhn = pointer<Real>(dhn) + d * l.B * P;
-    p[d].dh0 = writable<Real>(out.dh0) + d * l.B * P;
+    if (dhn) p[d].dhn = pointer<Stored>(dhn) + d * l.B * P;
+    p[d].dh0 = writable<Stored>(out.dh0) + d * l.B * P;
     if (lstm) {
-      p[d].c0 = pointer<Real>(c0) + d * l.B * H;
+      p[d].c0 = pointer<Stored>(c0) + d * l.B * H;
       p[d].c = l.at<const Real>(pointer<Real>(c), D * H, d * H);
-      if (dcn) p[d].dcn = pointer<Real>(dcn) + d * l.B * H;
-      p[d].dc0 = writable<Real>(out.dc0) + d * l.B * H;
+      if (dcn) p[d].dcn = pointer<Stored>(dcn) + d * l.B * H;
+      p[d].dc0 = writable<Stored>(out.dc0) + d * l.B * H;
     }
-    if (need_input) p[d].dx = l.at(writable<Real>(out.dx), l.I);
+    if (need_input) p[d].dx = l.at(writable<Stored>(out.dx), l.I);
     // An empty batch leaves nothing to add: its gradients are zero.
     const auto gradient = [&](const std::vector<int64_t>& sizes) {
       out.dweights.push_back(l.B > 0 ? empty(y, sizes) : torch::stable::new_zeros(y, sizes));
-      return writable<Real>(out.dweights.back());
+      return writable<Stored>(out.dweights.back());
     };
     if (!need_weights) continue;
     p[d].dw_ih = gradient({G * H, l.I});
@@ -69,8 +70,8 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   if (l.B == 0) return out;
   const InstructionSet& set = instruction_set();
   const Parallel parallel = torch_threads();
-  const Plan plan = plan_cpu(l.problem(parallel.threads, sizeof(Real)));
-  const Tensor workspace = empty(y, {backward_workspace(set, plan, p, l.D)});
+  const Plan plan = plan_of<Stored>(l, parallel.threads);
+  const Tensor workspace = empty_of<Real>(y, {backward_workspace(set, plan, p, l.D)});
   layer_backward_cpu(set, plan, p, l.D, writable<Real>(workspace), parallel);
   return out;
 }
@@ -79,17 +80,18 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy, const Optional
                         const OptionalTensor& dcn, const Tensor& h0, const OptionalTensor& c0,
                         const Tensor& y, const Tensor& gates, const OptionalTensor& c,
                         bool need_input, bool need_weights) {
-  const ScalarType type = l.x.scalar_type();
-  check_backward(l, dy, dhn, dcn, c0, y, gates, c, type);
-  const auto run = type == ScalarType::Float ? backward<float> : backward<double>;
-  return run(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
+  return with_storage_of(l.x, [&]<class Stored>() {
+    const ScalarType c_type = scalar_type_of(type_of<RealOf<Stored>>());
+    check_backward(l, dy, dhn, dcn, c0, y, gates, gates_kept<Stored>(l.cell), c, c_type);
+    return backward<Stored>(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
+  });
 }
 
 std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
     const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
     const Tensor& gates, bool need_input, bool need_weights, bool /* tf32 */) {
-  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cpu);
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerGradients g = backward(l, dy, dhn, std::nullopt, h0, std::nullopt, y, gates, std::nullopt,
                               need_input, need_weights);
   return {g.dx, g.dh0, g.dweights};
@@ -100,7 +102,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
     bool need_input, bool need_weights, bool /* tf32 */) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cpu);
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   LayerGradients g = backward(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
   return {g.dx, g.dh0, g.dc0, g.dweights};
 }

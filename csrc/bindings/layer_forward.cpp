@@ -8,12 +8,12 @@ namespace {
 
 // W_ih x of all steps, (T, B, G*H), without bias. Steps or sequences are the outer rows, whichever
 // are fewer.
-template <class Real>
-Tensor input_projection(const Layer& l, int d) {
+template <class Real, class Stored>
+Tensor input_projection(const Layer& l, const Rows<const Real>& x, int d) {
   const int64_t N = l.G * l.H;
-  const Tensor out = empty(l.x, l.rows_of(N));
-  const Tensor workspace = empty(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
-  const Rows<const Real> x = l.input<Real>();
+  const Tensor out = empty_of<Real>(l.x, l.rows_of(N));
+  const Tensor workspace =
+      empty_of<Real>(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
   const Rows<Real> y = l.at(writable<Real>(out), N);
   Multiply<Real> p{1, l.N, l.I, N, x.data, 0, x.row, nullptr, y.data, 0, y.row, false};
   if (!l.packed() && x.step != l.B * x.row) {
@@ -22,57 +22,74 @@ Tensor input_projection(const Layer& l, int d) {
     else
       p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row, false};
   }
-  const Real* w = pointer<Real>(l.w_ih(d));
+  const Stored* w = pointer<Stored>(l.w_ih(d));
   multiply_cpu<Real>(instruction_set(), p, w, writable<Real>(workspace), torch_threads());
   return out;
+}
+
+// x as Real: where it is stored otherwise, a copy in `copy`.
+template <class Real, class Stored>
+Rows<const Real> widened_input(const Layer& l, Tensor& copy) {
+  if constexpr (kNarrow<Real, Stored>) {
+    copy = empty_of<Real>(l.x, l.rows_of(l.I));
+    Real* to = writable<Real>(copy);
+    widen_input_cpu(instruction_set(), l.sizes(0), l.input<Stored>(), to, torch_threads());
+    return l.at<const Real>(to, l.I);
+  } else {
+    return l.input<Real>();
+  }
 }
 
 struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
 };
 
-template <class Real>
+template <class Stored>
 LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, bool train) {
+  using Real = RealOf<Stored>;
   const Tensor& x = l.x;
   const bool lstm = l.cell == Cell::lstm;
   const Parallel parallel = torch_threads();
-  const Plan plan = plan_cpu(l.problem(parallel.threads, sizeof(Real)));
+  const Plan plan = plan_of<Stored>(l, parallel.threads);
+  const int64_t kept = gates_kept<Stored>(l.cell) * l.H;
   LayerOutput out;
   out.y = empty(x, l.rows_of(l.D * l.P));
   out.hn = empty(x, {l.D, l.B, l.P});
-  out.gates = empty(x, train ? l.rows_of(l.D * l.G * l.H) : std::vector<int64_t>{0});
+  out.gates = empty(x, train ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
   out.cn = empty(x, lstm ? std::vector<int64_t>{l.D, l.B, l.H} : std::vector<int64_t>{0});
   // Inference needs the cell state of one step only.
-  out.c = empty(x, !lstm   ? std::vector<int64_t>{0}
-                   : train ? l.rows_of(l.D * l.H)
-                           : std::vector<int64_t>{l.D, l.B, l.H});
+  out.c = empty_of<Real>(x, !lstm   ? std::vector<int64_t>{0}
+                            : train ? l.rows_of(l.D * l.H)
+                                    : std::vector<int64_t>{l.D, l.B, l.H});
   if (l.B == 0) return out;
 
   const Tensor h = contiguous_of(h0);
   const OptionalTensor c = contiguous_of(c0);
-  Tensor projected[2];
-  Forward<Real> p[2] = {};
+  Tensor wide_x, projected[2];
+  Rows<const Real> ahead;
+  if (plan.project_first) ahead = widened_input<Real, Stored>(l, wide_x);
+  Forward<Real, Stored> p[2] = {};
   for (int d = 0; d < l.D; ++d) {
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
     if (plan.project_first) {
-      projected[d] = input_projection<Real>(l, d);
+      projected[d] = input_projection<Real, Stored>(l, ahead, d);
       p[d].projected = l.at<const Real>(pointer<Real>(projected[d]), l.G * l.H);
     } else {
-      p[d].x = l.input<Real>();
+      p[d].x = l.input<Stored>();
     }
-    p[d].w_ih = pointer<Real>(l.w_ih(d));
-    p[d].w_hh = pointer<Real>(l.w_hh(d));
-    p[d].b_ih = pointer<Real>(l.b_ih(d));
-    p[d].b_hh = pointer<Real>(l.b_hh(d));
-    p[d].w_hr = pointer<Real>(l.w_hr(d));
-    p[d].h0 = pointer<Real>(h) + d * l.B * l.P;
-    p[d].y = l.at(writable<Real>(out.y), l.D * l.P, d * l.P);
-    p[d].hn = writable<Real>(out.hn) + d * l.B * l.P;
-    if (train) p[d].gates = l.at(writable<Real>(out.gates), l.D * l.G * l.H, d * l.G * l.H);
+    p[d].w_ih = pointer<Stored>(l.w_ih(d));
+    p[d].w_hh = pointer<Stored>(l.w_hh(d));
+    p[d].b_ih = pointer<Stored>(l.b_ih(d));
+    p[d].b_hh = pointer<Stored>(l.b_hh(d));
+    p[d].w_hr = pointer<Stored>(l.w_hr(d));
+    p[d].h0 = pointer<Stored>(h) + d * l.B * l.P;
+    p[d].y = l.at(writable<Stored>(out.y), l.D * l.P, d * l.P);
+    p[d].hn = writable<Stored>(out.hn) + d * l.B * l.P;
+    if (train) p[d].gates = l.at(writable<Stored>(out.gates), l.D * kept, d * kept);
     if (lstm) {
-      p[d].c0 = pointer<Real>(c) + d * l.B * l.H;
-      p[d].cn = writable<Real>(out.cn) + d * l.B * l.H;
+      p[d].c0 = pointer<Stored>(c) + d * l.B * l.H;
+      p[d].cn = writable<Stored>(out.cn) + d * l.B * l.H;
       if (train)
         p[d].c = l.at(writable<Real>(out.c), l.D * l.H, d * l.H);
       else
@@ -80,22 +97,21 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     }
   }
   const InstructionSet& set = instruction_set();
-  const Tensor workspace = empty(x, {forward_workspace(set, p, l.D)});
+  const Tensor workspace = empty_of<Real>(x, {forward_workspace(set, plan, p, l.D)});
   layer_forward_cpu(set, plan, p, l.D, writable<Real>(workspace), parallel);
-  if (!train) out.c = empty(x, {0});
+  if (!train) out.c = empty_of<Real>(x, {0});
   return out;
 }
 
 LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, bool train) {
-  return l.x.scalar_type() == ScalarType::Float ? forward<float>(l, h0, c0, train)
-                                                : forward<double>(l, h0, c0, train);
+  return with_storage_of(l.x, [&]<class Stored>() { return forward<Stored>(l, h0, c0, train); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor& h0,
                                                    const Tensors& weights, bool bias,
                                                    const OptionalTensor& batch_sizes, bool train,
                                                    bool /* tf32 */) {
-  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cpu);
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerOutput out = forward(l, h0, std::nullopt, train);
   return {out.y, out.hn, out.gates};
 }
@@ -103,7 +119,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, bool train, bool /* tf32 */) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cpu);
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
   LayerOutput out = forward(l, h0, c0, train);
   return {out.y, out.hn, out.cn, out.gates, out.c};

@@ -24,6 +24,9 @@ template <class Real>
 using Array = py::array_t<Real, py::array::c_style>;
 template <class Real>
 using Arrays = std::vector<Array<Real>>;
+// In 16 bits numbers come and go as their bits.
+template <class Stored>
+using Element = std::conditional_t<sizeof(Stored) == 2, uint16_t, Stored>;
 
 // The caller sets the number of OpenMP's threads just before it runs.
 Parallel openmp(int threads) {
@@ -61,20 +64,23 @@ void expect(bool condition, const char* what) {
 
 // One direction of one layer with all of its buffers, so that forward() and backward() do nothing
 // but compute.
-template <class Real>
+template <class Stored>
 class Layer {
+  using Real = RealOf<Stored>;
+  using Number = Element<Stored>;
+
  public:
-  Layer(const std::string& cell, Array<Real> x, Array<Real> h0, std::optional<Array<Real>> c0,
-        Arrays<Real> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
+  Layer(const std::string& cell, Array<Number> x, Array<Number> h0, std::optional<Array<Number>> c0,
+        Arrays<Number> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
         const std::string& isa, int threads, const std::string& partition, bool train,
-        std::optional<int64_t> chunk)
+        std::optional<int64_t> chunk, std::optional<bool> narrow_panels)
       : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
     const bool lstm = cell_of(cell) == Cell::lstm;
     const int G = lstm ? 4 : 3;
     expect(weights.size() >= 4 && weights.size() <= 5,
            "weights must be w_ih, w_hh, b_ih, b_hh and perhaps w_hr");
     expect(h0.ndim() == 2 && x.ndim() == (batch_sizes ? 2 : 3), "x or h0 has the wrong rank");
-    Forward<Real>& f = forward_;
+    Forward<Real, Stored>& f = forward_;
     f.cell = cell_of(cell);
     f.B = h0.shape(0);
     f.P = h0.shape(1);
@@ -100,30 +106,32 @@ class Layer {
       return batch_sizes ? std::vector<py::ssize_t>{x.shape(0), width}
                          : std::vector<py::ssize_t>{f.T, f.B, width};
     };
-    y = zeros<Real>(rows(f.P));
-    hn = zeros<Real>({f.B, f.P});
-    gates = zeros<Real>(train ? rows(G * f.H) : std::vector<py::ssize_t>{0});
+    const int64_t kept = gates_kept<Stored>(f.cell) * f.H;
+    y = zeros<Number>(rows(f.P));
+    hn = zeros<Number>({f.B, f.P});
+    gates = zeros<Number>(train ? rows(kept) : std::vector<py::ssize_t>{0});
     c = zeros<Real>(!lstm   ? std::vector<py::ssize_t>{0}
                     : train ? rows(f.H)
                             : std::vector<py::ssize_t>{f.B, f.H});
-    cn = zeros<Real>(lstm ? std::vector<py::ssize_t>{f.B, f.H} : std::vector<py::ssize_t>{0});
-    f.x = at<const Real>(x.data(), f.I);
-    f.w_ih = weights[0].data();
-    f.w_hh = weights[1].data();
-    f.b_ih = weights[2].data();
-    f.b_hh = weights[3].data();
-    if (weights.size() == 5) f.w_hr = weights_[4].data();
-    f.h0 = h0.data();
-    f.y = at(y.mutable_data(), f.P);
-    f.hn = hn.mutable_data();
-    if (train) f.gates = at(gates.mutable_data(), G * f.H);
+    cn = zeros<Number>(lstm ? std::vector<py::ssize_t>{f.B, f.H} : std::vector<py::ssize_t>{0});
+    f.x = at(stored(x), f.I);
+    f.w_ih = stored(weights[0]);
+    f.w_hh = stored(weights[1]);
+    f.b_ih = stored(weights[2]);
+    f.b_hh = stored(weights[3]);
+    if (weights.size() == 5) f.w_hr = stored(weights_[4]);
+    f.h0 = stored(h0);
+    f.y = at(writable(y), f.P);
+    f.hn = writable(hn);
+    if (train) f.gates = at(writable(gates), kept);
     if (lstm) {
-      c0_ = c0 ? *c0 : zeros<Real>({f.B, f.H});
-      f.c0 = c0_.data();
-      f.cn = cn.mutable_data();
+      c0_ = c0 ? *c0 : zeros<Number>({f.B, f.H});
+      f.c0 = stored(c0_);
+      f.cn = writable(cn);
       f.c = train ? at(c.mutable_data(), f.H) : Rows<Real>{c.mutable_data(), 0, f.H, nullptr};
     }
-    plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Real)), threads});
+    plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Stored)), threads,
+                      kernels_of<Real>(set_).registers});
     if (partition == "rows") {
       plan_.parts = 1;
       plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
@@ -138,7 +146,8 @@ class Layer {
     }
     if (partition != "plan") plan_.threads = threads;
     if (chunk) plan_.chunk = *chunk;
-    workspace_.resize(forward_workspace(set_, &f, 1));
+    if (narrow_panels) plan_.narrow_panels = *narrow_panels;
+    workspace_.resize(forward_workspace(set_, plan_, &f, 1));
     if (train) prepare_backward(rows(f.I));
   }
 
@@ -147,27 +156,33 @@ class Layer {
     layer_forward_cpu(set_, plan_, &forward_, 1, workspace_.data(), parallel_);
   }
 
-  void backward(Array<Real> dy, Array<Real> dhn, std::optional<Array<Real>> dcn) {
+  void backward(Array<Number> dy, Array<Number> dhn, std::optional<Array<Number>> dcn) {
     expect(gates.size() > 0, "backward needs train=True");
     expect(dy.size() == y.size() && dhn.size() == hn.size(), "a cotangent has the wrong size");
-    backward_.dy = at<const Real>(dy.data(), forward_.P);
-    backward_.dhn = dhn.data();
-    backward_.dcn = dcn ? dcn->data() : nullptr;
+    backward_.dy = at(stored(dy), forward_.P);
+    backward_.dhn = stored(dhn);
+    backward_.dcn = dcn ? stored(*dcn) : nullptr;
     omp_set_num_threads(parallel_.threads);
     layer_backward_cpu(set_, plan_, &backward_, 1, backward_workspace_.data(), parallel_);
   }
 
-  Array<Real> y, hn, cn, gates, c, dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr;
+  Array<Number> y, hn, cn, gates, dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr;
+  Array<Real> c;
 
  private:
+  static const Stored* stored(const Array<Number>& a) {
+    return reinterpret_cast<const Stored*>(a.data());
+  }
+  static Stored* writable(Array<Number>& a) { return reinterpret_cast<Stored*>(a.mutable_data()); }
+
   template <class Data>
   Rows<Data> at(Data* data, int64_t width) const {
     return {data, forward_.B * width, width, forward_.offsets};
   }
 
   void prepare_backward(std::vector<py::ssize_t> input_rows) {
-    const Forward<Real>& f = forward_;
-    Backward<Real>& b = backward_;
+    const Forward<Real, Stored>& f = forward_;
+    Backward<Real, Stored>& b = backward_;
     static_cast<Sizes&>(b) = f;
     b.cell = f.cell;
     b.x = f.x;
@@ -176,21 +191,21 @@ class Layer {
     b.w_hr = f.w_hr;
     b.h0 = f.h0;
     b.c0 = f.c0;
-    b.y = at<const Real>(y.data(), f.P);
-    b.gates = at<const Real>(gates.data(), f.gates.row);
+    b.y = at(stored(y), f.P);
+    b.gates = at(stored(gates), f.gates.row);
     b.c = at<const Real>(c.data(), f.H);
-    const auto like = [](const Array<Real>& a) {
-      return zeros<Real>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
+    const auto like = [](const Array<Number>& a) {
+      return zeros<Number>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
     };
-    const auto gradient = [&](Array<Real>& to, const Array<Real>& of) {
+    const auto gradient = [&](Array<Number>& to, const Array<Number>& of) {
       to = like(of);
-      return to.mutable_data();
+      return writable(to);
     };
-    dx = zeros<Real>(input_rows);
-    b.dx = at(dx.mutable_data(), f.I);
+    dx = zeros<Number>(input_rows);
+    b.dx = at(writable(dx), f.I);
     b.dh0 = gradient(dh0, h0_);
-    dc0 = zeros<Real>({f.B, f.H});
-    b.dc0 = dc0.mutable_data();
+    dc0 = zeros<Number>({f.B, f.H});
+    b.dc0 = writable(dc0);
     b.dw_ih = gradient(dw_ih, weights_[0]);
     b.dw_hh = gradient(dw_hh, weights_[1]);
     b.db_ih = gradient(db_ih, weights_[2]);
@@ -201,11 +216,11 @@ class Layer {
 
   const InstructionSet& set_;
   Parallel parallel_;
-  Array<Real> x_, h0_, c0_;
-  Arrays<Real> weights_;
+  Array<Number> x_, h0_, c0_;
+  Arrays<Number> weights_;
   std::vector<int64_t> offsets_;
-  Forward<Real> forward_{};
-  Backward<Real> backward_{};
+  Forward<Real, Stored> forward_{};
+  Backward<Real, Stored> backward_{};
   Plan plan_{};
   std::vector<Real> workspace_, backward_workspace_;
 };
@@ -326,7 +341,7 @@ double peak_flops(const std::string& isa, int threads, int repeats) {
 
 // Bytes a second that all threads together read, each from a buffer of its own of `bytes`.
 double read_bandwidth(int64_t bytes, const std::string& isa, int threads, int repeats) {
-  const Kernels<float>& k = *set_of(isa).f32;
+  const Kernels<float>& k = kernels_of<float>(set_of(isa));
   const Parallel parallel = openmp(threads);
   omp_set_num_threads(threads);
   const int64_t span = 8 * k.width, n = bytes / int64_t(sizeof(float)) / span * span;
@@ -343,34 +358,62 @@ double read_bandwidth(int64_t bytes, const std::string& isa, int threads, int re
   return best;
 }
 
+template <class Stored>
+void define_layer(py::module_& m, const char* name) {
+  using py::arg;
+  using Number = Element<Stored>;
+  py::class_<Layer<Stored>>(m, name)
+      .def(py::init<const std::string&, Array<Number>, Array<Number>, std::optional<Array<Number>>,
+                    Arrays<Number>, bool, std::optional<std::vector<int64_t>>, const std::string&,
+                    int, const std::string&, bool, std::optional<int64_t>, std::optional<bool>>(),
+           arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
+           arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
+           arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
+           arg("chunk") = py::none(), arg("narrow_panels") = py::none())
+      .def("forward", &Layer<Stored>::forward)
+      .def("backward", &Layer<Stored>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
+           arg("dcn") = py::none())
+      .def_readonly("y", &Layer<Stored>::y)
+      .def_readonly("hn", &Layer<Stored>::hn)
+      .def_readonly("cn", &Layer<Stored>::cn)
+      .def_readonly("gates", &Layer<Stored>::gates)
+      .def_readonly("c", &Layer<Stored>::c)
+      .def_readonly("dx", &Layer<Stored>::dx)
+      .def_readonly("dh0", &Layer<Stored>::dh0)
+      .def_readonly("dc0", &Layer<Stored>::dc0)
+      .def_readonly("dw_ih", &Layer<Stored>::dw_ih)
+      .def_readonly("dw_hh", &Layer<Stored>::dw_hh)
+      .def_readonly("db_ih", &Layer<Stored>::db_ih)
+      .def_readonly("db_hh", &Layer<Stored>::db_hh)
+      .def_readonly("dw_hr", &Layer<Stored>::dw_hr);
+}
+
+// Between numbers and what is stored of them.
+template <class Stored>
+void define_storage(py::module_& m, const char* name) {
+  using py::arg;
+  m.def((std::string("widen_") + name).c_str(),
+        [](Array<uint16_t> x, const std::string& isa) {
+          Array<float> y = zeros<float>({x.size()});
+          storage_kernels_of<float, Stored>(set_of(isa))
+              .widen(reinterpret_cast<const Stored*>(x.data()), y.mutable_data(), x.size());
+          return y;
+        },
+        arg("x").noconvert(), arg("isa") = "");
+  m.def((std::string("narrow_") + name).c_str(),
+        [](Array<float> x, const std::string& isa) {
+          Array<uint16_t> y = zeros<uint16_t>({x.size()});
+          storage_kernels_of<float, Stored>(set_of(isa))
+              .narrow(x.data(), reinterpret_cast<Stored*>(y.mutable_data()), x.size());
+          return y;
+        },
+        arg("x").noconvert(), arg("isa") = "");
+}
+
 template <class Real>
 void define(py::module_& m, const char* suffix) {
   using py::arg;
   const std::string s(suffix);
-  py::class_<Layer<Real>>(m, ("Layer" + s).c_str())
-      .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
-                    Arrays<Real>, bool, std::optional<std::vector<int64_t>>, const std::string&,
-                    int, const std::string&, bool, std::optional<int64_t>>(),
-           arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
-           arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
-           arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
-           arg("chunk") = py::none())
-      .def("forward", &Layer<Real>::forward)
-      .def("backward", &Layer<Real>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
-           arg("dcn") = py::none())
-      .def_readonly("y", &Layer<Real>::y)
-      .def_readonly("hn", &Layer<Real>::hn)
-      .def_readonly("cn", &Layer<Real>::cn)
-      .def_readonly("gates", &Layer<Real>::gates)
-      .def_readonly("c", &Layer<Real>::c)
-      .def_readonly("dx", &Layer<Real>::dx)
-      .def_readonly("dh0", &Layer<Real>::dh0)
-      .def_readonly("dc0", &Layer<Real>::dc0)
-      .def_readonly("dw_ih", &Layer<Real>::dw_ih)
-      .def_readonly("dw_hh", &Layer<Real>::dw_hh)
-      .def_readonly("db_ih", &Layer<Real>::db_ih)
-      .def_readonly("db_hh", &Layer<Real>::db_hh)
-      .def_readonly("dw_hr", &Layer<Real>::dw_hr);
   py::class_<Step<Real>>(m, ("Step" + s).c_str())
       .def(py::init<const std::string&, Array<Real>, Array<Real>, std::optional<Array<Real>>,
                     Arrays<Real>, const std::string&, int>(),
@@ -403,6 +446,12 @@ void define(py::module_& m, const char* suffix) {
 
 PYBIND11_MODULE(gatedrnn_kernels, m) {
   m.doc() = "gatedrnn's raw CPU kernels on NumPy arrays";
+  define_layer<float>(m, "Layer32");
+  define_layer<double>(m, "Layer64");
+  define_layer<Half>(m, "LayerFloat16");
+  define_layer<Bfloat16>(m, "LayerBfloat16");
+  define_storage<Half>(m, "float16");
+  define_storage<Bfloat16>(m, "bfloat16");
   define<float>(m, "32");
   define<double>(m, "64");
   m.def("instruction_sets", [] {
@@ -427,14 +476,16 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
   m.def(
       "plan",
       [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
-         int element, int threads) {
-        const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads});
+         int element, int threads, int registers) {
+        const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads, registers});
         return py::dict(py::arg("block") = plan.block, py::arg("parts") = plan.parts,
                         py::arg("threads") = plan.threads, py::arg("chunk") = plan.chunk,
-                        py::arg("project_first") = plan.project_first);
+                        py::arg("project_first") = plan.project_first,
+                        py::arg("narrow_panels") = plan.narrow_panels);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),
-      py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1);
+      py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1,
+      py::arg("registers") = 32);
 }
 
 }  // namespace

@@ -10,10 +10,10 @@
 // from its dgates, which nothing keeps. Included inside the namespace of an instruction set.
 #pragma once
 
-template <class Real>
+template <class Real, class Stored, class Panel>
 struct BackwardStep {
-  const Backward<Real>& p;
-  const BackwardWork<Real>& work;
+  const Backward<Real, Stored>& p;
+  const BackwardWork<Real, Panel>& work;
   const Chunk<Real>& chunk;
   const Rows<Real>& later_gates;  // dgates of the step after t
   int64_t t, later;               // `later`: the step after t in forward
@@ -23,13 +23,13 @@ struct BackwardStep {
 };
 
 // W_hh^T dgates: over 4H columns; a GRU's recurrent side sees r, z and q but not n.
-template <class Real>
-static void recurrent_gradient(const BackwardStep<Real>& s, Tile<Real>& a, const Real* d, int64_t j,
-                               int M) {
-  const Backward<Real>& p = s.p;
+template <class Real, class Stored, class Panel>
+static void recurrent_gradient(const BackwardStep<Real, Stored, Panel>& s, Tile<Real>& a,
+                               const Real* d, int64_t j, int M) {
+  const Backward<Real, Stored>& p = s.p;
   const int64_t span = 4 * Simd<Real>::width, ld = s.work.gate_row;
   if (p.cell == Cell::gru) {
-    const Real* panel = s.work.w_hh + j * 3 * p.H * span;
+    const Panel* panel = s.work.w_hh + j * 3 * p.H * span;
     product<4>(a, {0, 1, 2, 3}, M, d, ld, 2 * p.H, panel);
     product<4>(a, {0, 1, 2, 3}, M, d + 3 * p.H, ld, p.H, panel + 2 * p.H * span);
   } else {
@@ -38,13 +38,14 @@ static void recurrent_gradient(const BackwardStep<Real>& s, Tile<Real>& a, const
 }
 
 // All of dh that arrives at step t, for four vectors of the state.
-template <class Real>
-static void state_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t j, int64_t b,
-                           int M) {
-  const Backward<Real>& p = s.p;
+template <class Real, class Stored, class Panel>
+static void state_gradient(const BackwardStep<Real, Stored, Panel>& s, Tile<Real>& a, int64_t j,
+                           int64_t b, int M) {
+  const Backward<Real, Stored>& p = s.p;
   constexpr int W = Simd<Real>::width;
   const bool carried = b < s.carried;
-  const Real* direct = carried ? (p.cell == Cell::gru ? p.dh0 : nullptr) : p.dhn;
+  const Real* direct = carried && p.cell == Cell::gru ? s.work.dh0 : nullptr;
+  const Stored* last = carried ? nullptr : p.dhn;
   a = {};
   if (carried) recurrent_gradient(s, a, s.later_gates.at(s.later, b), j, M);
   for (int g = 0; g < 4; ++g) {
@@ -52,15 +53,16 @@ static void state_gradient(const BackwardStep<Real>& s, Tile<Real>& a, int64_t j
     if (u >= p.P) break;
     for (int m = 0; m < M; ++m) {
       if (direct) a.v[g][m] += load(direct + (b + m) * p.P + u, p.P - u);
+      if (last) a.v[g][m] += load(last + (b + m) * p.P + u, p.P - u);
       if (p.dy) a.v[g][m] += load(p.dy.at(s.t, b + m) + u, p.P - u);
     }
   }
 }
 
-template <class Real>
-static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, int64_t j, int64_t b,
-                           int M) {
-  const Backward<Real>& p = s.p;
+template <class Real, class Stored, class Panel>
+static void gates_gradient(const BackwardStep<Real, Stored, Panel>& s, const Tile<Real>& dh,
+                           int64_t j, int64_t b, int M) {
+  const Backward<Real, Stored>& p = s.p;
   constexpr int W = Simd<Real>::width;
   const int64_t H = p.H;
   for (int g = 0; g < 4; ++g) {
@@ -68,33 +70,38 @@ static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, in
     if (n <= 0) break;
     for (int m = 0; m < M; ++m) {
       const int64_t row = b + m;
-      const Real* saved = p.gates.at(s.t, row) + u;
+      const Stored* saved = p.gates.at(s.t, row) + u;
       Real* d = s.chunk.dgates.at(s.t, row) + u;
       if (p.cell == Cell::gru) {
-        const Real* previous = row < s.begun ? p.y.at(s.previous, row) : p.h0 + row * H;
-        const Vec<Real> h_prev = load(previous + u, n), h = load(p.y.at(s.t, row) + u, n);
+        const Stored* previous = row < s.begun ? p.y.at(s.previous, row) : p.h0 + row * H;
+        const Vec<Real> h_prev = load(previous + u, n);
         const Vec<Real> r = load(saved, n), z = load(saved + H, n), q = load(saved + 2 * H, n);
-        const auto grad =
-            gru_gates_backward(dh.v[g][m], r, z, gru_candidate(z, h_prev, h), q, h_prev);
+        GruGradients<Vec<Real>> grad;
+        if constexpr (kNarrow<Real, Stored>) {
+          grad = gru_gates_backward(dh.v[g][m], r, z, load(saved + 3 * H, n), q, h_prev);
+        } else {
+          const Vec<Real> h = load(p.y.at(s.t, row) + u, n);
+          grad = gru_gates_backward(dh.v[g][m], r, z, gru_candidate(z, h_prev, h), q, h_prev);
+          grad.da_z = dh.v[g][m] * (h_prev - h) * z;  // as (h_prev - n) (1 - z) = h_prev - h
+        }
         store(d, grad.da_r, n);
-        store(d + H, dh.v[g][m] * (h_prev - h) * z,
-              n);  // da_z, as (h_prev - n) (1 - z) = h_prev - h
+        store(d + H, grad.da_z, n);
         store(d + 2 * H, grad.da_n, n);
         store(d + 3 * H, grad.dq, n);
-        store(p.dh0 + row * H + u, grad.dh_prev, n);
+        store(s.work.dh0 + row * H + u, grad.dh_prev, n);
       } else {
-        const Real* previous = row < s.begun ? p.c.at(s.previous, row) : p.c0 + row * H;
+        const Vec<Real> c_prev =
+            row < s.begun ? load(p.c.at(s.previous, row) + u, n) : load(p.c0 + row * H + u, n);
         const Vec<Real> i = load(saved, n), f = load(saved + H, n);
         const Vec<Real> gg = load(saved + 2 * H, n), o = load(saved + 3 * H, n);
         const Vec<Real> tanh_c = tanh(load(p.c.at(s.t, row) + u, n));
-        Real* carry = p.dc0 + row * H + u;
+        Real* carry = s.work.dc0 + row * H + u;
         Vec<Real> dc = {};
         if (row < s.carried)
           dc = load(carry, n);
         else if (p.dcn)
           dc = load(p.dcn + row * H + u, n);
-        const auto grad =
-            lstm_gates_backward(dh.v[g][m], dc, i, f, gg, o, load(previous + u, n), tanh_c);
+        const auto grad = lstm_gates_backward(dh.v[g][m], dc, i, f, gg, o, c_prev, tanh_c);
         store(d, grad.da_i, n);
         store(d + H, grad.da_f, n);
         store(d + 2 * H, grad.da_g, n);
@@ -107,10 +114,10 @@ static void gates_gradient(const BackwardStep<Real>& s, const Tile<Real>& dh, in
 }
 
 // With projection dh is P wide, and the gates see W_hr^T dh.
-template <class Real>
-static void projected_step(const BackwardStep<Real>& s, int64_t row0, int64_t rows,
+template <class Real, class Stored, class Panel>
+static void projected_step(const BackwardStep<Real, Stored, Panel>& s, int64_t row0, int64_t rows,
                            const Part& part) {
-  const Backward<Real>& p = s.p;
+  const Backward<Real, Stored>& p = s.p;
   constexpr int W = Simd<Real>::width;
   tiles<4>(panels_of(p.P, 4 * W), part, row0, s.carried, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a;
@@ -127,22 +134,23 @@ static void projected_step(const BackwardStep<Real>& s, int64_t row0, int64_t ro
   });
 }
 
-template <class Real>
-static void backward(const Backward<Real>& p, const BackwardWork<Real>& work,
+template <class Real, class Stored, class Panel>
+static void backward(const Backward<Real, Stored>& p, const BackwardWork<Real, Panel>& work,
                      const Chunk<Real>& chunk, int64_t row0, int64_t row1, const Part& part) {
   constexpr int W = Simd<Real>::width;
   for (int64_t k = chunk.k1 - 1; k >= chunk.k0; --k) {
     const int64_t t = p.step(k), rows = min_of(row1, p.active(t));
     const int64_t later = k + 1 < p.T ? p.step(k + 1) : -1, previous = k > 0 ? p.step(k - 1) : -1;
-    const BackwardStep<Real> s{p,
-                               work,
-                               chunk,
-                               k + 1 < chunk.k1 ? chunk.dgates : chunk.later,
-                               t,
-                               later,
-                               previous,
-                               later < 0 ? row0 : min_of(rows, p.active(later)),
-                               previous < 0 ? row0 : min_of(rows, p.active(previous))};
+    const BackwardStep<Real, Stored, Panel> s{
+        p,
+        work,
+        chunk,
+        k + 1 < chunk.k1 ? chunk.dgates : chunk.later,
+        t,
+        later,
+        previous,
+        later < 0 ? row0 : min_of(rows, p.active(later)),
+        previous < 0 ? row0 : min_of(rows, p.active(previous))};
     if (p.w_hr)
       projected_step(s, row0, rows, part);
     else
@@ -161,7 +169,7 @@ static void backward(const Backward<Real>& p, const BackwardWork<Real>& work,
                for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
                  for (int m = 0; m < M; ++m) {
                    const int64_t u = (j * 4 + g) * W;
-                   Real* to = p.dh0 + (b + m) * p.P + u;
+                   Real* to = work.dh0 + (b + m) * p.P + u;
                    const Vec<Real> direct = p.cell == Cell::gru ? load(to, p.P - u) : Vec<Real>{};
                    store(to, direct + a.v[g][m], p.P - u);
                  }

@@ -5,6 +5,12 @@
 #include <cstdint>
 #include <utility>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #include "kernels.h"
 
 namespace gatedrnn {
@@ -12,6 +18,7 @@ namespace GATEDRNN_NAMESPACE {
 namespace {
 
 #include "simd.h"
+#include "storage.h"
 #include "../gates.h"
 #include "product.h"
 #include "pack.h"
@@ -32,22 +39,45 @@ void tanh_array(const Real* x, Real* y, int64_t n) {
   for (int64_t k = 0; k < n; k += Simd<Real>::width) store(y + k, tanh(load(x + k, n - k)), n - k);
 }
 
+template <class Real, class Stored>
+void widen(const Stored* from, Real* to, int64_t n) {
+  for (int64_t k = 0; k < n; k += Simd<Real>::width) store(to + k, load(from + k, n - k), n - k);
+}
+
+template <class Real, class Stored>
+void narrow(const Real* from, Stored* to, int64_t n) {
+  for (int64_t k = 0; k < n; k += Simd<Real>::width) store(to + k, load(from + k, n - k), n - k);
+}
+
 template <class Real>
-constexpr Kernels<Real> table{Simd<Real>::width,      pack_rows<Real>,
-                              pack_columns<Real>,     forward<Real>,
-                              backward<Real>,         multiply<Real>,
-                              outer_sum<Real>,        column_sums<Real>,
-                              cell_forward<Real>,     cell_gates_backward<Real>,
-                              product_backward<Real>, input_gradient<Real>,
-                              sigmoid_array<Real>,    tanh_array<Real>,
-                              multiply_adds<Real>,    read_all<Real>};
+constexpr Kernels<Real> table{
+    Simd<Real>::width,         GATEDRNN_VECTOR_REGISTERS, column_sums<Real>,    cell_forward<Real>,
+    cell_gates_backward<Real>, product_backward<Real>,    input_gradient<Real>, sigmoid_array<Real>,
+    tanh_array<Real>,          multiply_adds<Real>,       read_all<Real>};
+
+template <class Real, class Stored = Real>
+constexpr StorageKernels<Real, Stored> storage_table{
+    multiply<Real, Stored>, outer_sum<Real, Stored>, widen<Real, Stored>, narrow<Real, Stored>};
+
+template <class Real, class Stored = Real, class Panel = Real>
+constexpr LayerKernels<Real, Stored, Panel> layer_table{
+    pack_rows<Stored, Panel>, pack_columns<Stored, Panel>, forward<Real, Stored, Panel>,
+    backward<Real, Stored, Panel>};
 
 }  // namespace
 
-extern const Kernels<float> f32;
-extern const Kernels<double> f64;
-const Kernels<float> f32 = table<float>;
-const Kernels<double> f64 = table<double>;
+extern const Tables tables;
+const Tables tables{table<float>,
+                    table<double>,
+                    storage_table<float>,
+                    storage_table<double>,
+                    storage_table<float, Half>,
+                    storage_table<float, Bfloat16>,
+                    layer_table<float>,
+                    layer_table<double>,
+                    layer_table<float, Half>,
+                    layer_table<float, Bfloat16>,
+                    layer_table<float, Bfloat16, Bfloat16>};
 
 }  // namespace GATEDRNN_NAMESPACE
 }  // namespace gatedrnn

@@ -6,16 +6,17 @@
 
 namespace gatedrnn {
 
-#define GATEDRNN_DECLARE(set)       \
-  namespace set {                   \
-  extern const Kernels<float> f32;  \
-  extern const Kernels<double> f64; \
-  }
 #ifdef __x86_64__
-GATEDRNN_DECLARE(avx512)
-GATEDRNN_DECLARE(avx2)
+namespace avx512 {
+extern const Tables tables;
+}
+namespace avx2 {
+extern const Tables tables;
+}
 #endif
-GATEDRNN_DECLARE(baseline)
+namespace baseline {
+extern const Tables tables;
+}
 
 namespace {
 
@@ -27,11 +28,15 @@ const InstructionSet sets[] = {
               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
               __builtin_cpu_supports("fma");
      },
-     &avx512::f32, &avx512::f64},
-    {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
-     &avx2::f32, &avx2::f64},
+     &avx512::tables},
+    {"avx2",
+     [] {
+       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("f16c");
+     },
+     &avx2::tables},
 #endif
-    {"baseline", [] { return true; }, &baseline::f32, &baseline::f64},
+    {"baseline", [] { return true; }, &baseline::tables},
 };
 
 const char* forced() {

@@ -13,6 +13,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kAlign = 16;  // elements: keeps every buffer on its own cache line
 inline int64_t aligned(int64_t n) { return ceil_div(n, kAlign) * kAlign; }
+inline int64_t apart(int64_t n) { return aligned(n) + kAlign; }  // rows that lie apart in L1
 
 inline int gates_of(Cell cell) { return cell == Cell::gru ? 3 : 4; }
 
@@ -21,10 +22,11 @@ template <class Real>
 class Arena {
  public:
   explicit Arena(Real* base) : base_(base) {}
-  Real* take(int64_t n) {
+  template <class Element = Real>
+  Element* take(int64_t n) {
     Real* piece = base_ ? base_ + used_ : nullptr;
-    used_ += aligned(n);
-    return piece;
+    used_ += aligned(ceil_div(n * int64_t(sizeof(Element)), sizeof(Real)));
+    return reinterpret_cast<Element*>(piece);
   }
   int64_t used() const { return used_; }
 
@@ -32,6 +34,14 @@ class Arena {
   Real* base_;
   int64_t used_ = 0;
 };
+
+// Calls body.operator()<Panel>() with the elements that the plan gives the packed weights.
+template <class Real, class Stored, class Body>
+auto with_panel(const Plan& plan, Body body) {
+  if constexpr (std::is_same_v<Stored, Bfloat16>)
+    if (plan.narrow_panels) return body.template operator()<Stored>();
+  return body.template operator()<Real>();
+}
 
 // Calls loop(direction, row0, row1, part) so that all rows and units of all directions are walked.
 // Tasks are counted group by group: plan.parts threads that meet each step walk one block of rows

@@ -6,30 +6,53 @@
 //    v              +-------+-------+             a step. Both are this same function.
 //
 // In a step the panel is the outer loop: its weights come from L2 once for all rows. h(t-1) is read
-// from where step t-1 wrote it in y. Included inside the namespace of an instruction set.
+// from where step t-1 wrote it in y. Where storage is narrow the state is carried beside y, and
+// each step widens its share of the next one's input, as a product takes Real. Included inside the
+// namespace of an instruction set.
 #pragma once
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t panels_of(int64_t units, int64_t span) { return (units + span - 1) / span; }
 
-template <class Real>
+template <class Real, class Stored, class Panel>
 struct ForwardStep {
-  const Forward<Real>& p;
-  const ForwardWork<Real>& work;
-  int64_t t, previous;
+  const Forward<Real, Stored>& p;
+  const ForwardWork<Real, Panel>& work;
+  int64_t k, t, previous;
   int64_t carried;     // rows below have h(t-1) in y, the others begin at h0
   int64_t final_from;  // rows from here on have their last step at t
 
-  const Real* state(int64_t b) const { return b < carried ? p.y.at(previous, b) : p.h0 + b * p.P; }
-  int64_t state_stride(int64_t b) const { return b < carried ? p.y.row : p.P; }
+  const Real* state(int64_t b) const {
+    if constexpr (kNarrow<Real, Stored>)
+      return work.state[k % 2] + b * work.state_row;
+    else
+      return b < carried ? p.y.at(previous, b) : p.h0 + b * p.P;
+  }
+  int64_t state_stride(int64_t b) const {
+    return kNarrow<Real, Stored> ? work.state_row : b < carried ? p.y.row : p.P;
+  }
+
+  const Real* input(int64_t b) const {
+    if constexpr (kNarrow<Real, Stored>)
+      return work.x[k % 2] + b * work.x_row;
+    else
+      return p.x.at(t, b);
+  }
+  int64_t input_stride() const { return kNarrow<Real, Stored> ? work.x_row : p.x.row; }
+
+  void store_state(int64_t row, int64_t u, Vec<Real> h, int64_t n) const {
+    store(p.y.at(t, row) + u, h, n);
+    if (kNarrow<Real, Stored>) store(work.state[(k + 1) % 2] + row * work.state_row + u, h, n);
+    if (row >= final_from) store(p.hn + row * p.P + u, h, n);
+  }
 };
 
-template <class Real>
-static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M) {
+template <class Real, class Stored, class Panel>
+static void forward_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j, int64_t b, int M) {
   constexpr int W = Simd<Real>::width;
-  const Forward<Real>& p = s.p;
-  const ForwardWork<Real>& work = s.work;
+  const Forward<Real, Stored>& p = s.p;
+  const ForwardWork<Real, Panel>& work = s.work;
   const int64_t H = p.H, u = j * W, n = min_of(W, H - u), padded = panels_of(H, W) * W;
   const bool gru = p.cell == Cell::gru;
   Tile<Real> a;
@@ -49,9 +72,9 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
       for (int g = 0; g < (gru ? 3 : 4); ++g)
         a.v[g][m] += load(p.projected.at(s.t, b + m) + g * H + u, n);
   } else if (gru) {
-    product<3>(a, {0, 1, 2}, M, p.x.at(s.t, b), p.x.row, p.I, work.w_ih + j * p.I * 3 * W);
+    product<3>(a, {0, 1, 2}, M, s.input(b), s.input_stride(), p.I, work.w_ih + j * p.I * 3 * W);
   } else {
-    product<4>(a, {0, 1, 2, 3}, M, p.x.at(s.t, b), p.x.row, p.I, work.w_ih + j * p.I * 4 * W);
+    product<4>(a, {0, 1, 2, 3}, M, s.input(b), s.input_stride(), p.I, work.w_ih + j * p.I * 4 * W);
   }
   // All gates first: they do not wait for each other, as what follows from them does.
   for (int m = 0; m < M; ++m) {
@@ -68,17 +91,19 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
       const auto cell =
           gru_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(h + m * ldh + u, n));
       if (p.gates) {
-        Real* saved = p.gates.at(s.t, row) + u;
+        Stored* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.r, n);
         store(saved + H, cell.z, n);
         store(saved + 2 * H, a.v[3][m], n);
+        if constexpr (kNarrow<Real, Stored>) store(saved + 3 * H, cell.n, n);
       }
       out = cell.h;
     } else {
-      const Real* c = row < s.carried ? p.c.at(s.previous, row) : p.c0 + row * H;
-      const auto cell = lstm_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], load(c + u, n));
+      const Vec<Real> c =
+          row < s.carried ? load(p.c.at(s.previous, row) + u, n) : load(p.c0 + row * H + u, n);
+      const auto cell = lstm_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], c);
       if (p.gates) {
-        Real* saved = p.gates.at(s.t, row) + u;
+        Stored* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.i, n);
         store(saved + H, cell.f, n);
         store(saved + 2 * H, cell.g, n);
@@ -88,28 +113,26 @@ static void forward_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M
       if (row >= s.final_from) store(p.cn + row * H + u, cell.c, n);
       out = cell.h;
     }
-    if (p.w_hr) {
+    if (p.w_hr)
       store(work.hidden + row * H + u, out, n);
-    } else {
-      store(p.y.at(s.t, row) + u, out, n);
-      if (row >= s.final_from) store(p.hn + row * H + u, out, n);
-    }
+    else
+      s.store_state(row, u, out, n);
   }
 }
 
 // LSTM with projection: h' = W_hr (o * tanh(c')), four vectors of P a tile.
-template <class Real>
-static void projection_tile(const ForwardStep<Real>& s, int64_t j, int64_t b, int M) {
+template <class Real, class Stored, class Panel>
+static void projection_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j, int64_t b,
+                            int M) {
   constexpr int W = Simd<Real>::width;
-  const Forward<Real>& p = s.p;
+  const Forward<Real, Stored>& p = s.p;
   Tile<Real> a = {};
   product<4>(a, {0, 1, 2, 3}, M, s.work.hidden + b * p.H, p.H, p.H, s.work.w_hr + j * p.H * 4 * W);
   for (int m = 0; m < M; ++m)
     for (int g = 0; g < 4; ++g) {
-      const int64_t u = (j * 4 + g) * W, row = b + m;
+      const int64_t u = (j * 4 + g) * W;
       if (u >= p.P) break;
-      store(p.y.at(s.t, row) + u, a.v[g][m], p.P - u);
-      if (row >= s.final_from) store(p.hn + row * p.P + u, a.v[g][m], p.P - u);
+      s.store_state(b + m, u, a.v[g][m], p.P - u);
     }
 }
 
@@ -130,19 +153,55 @@ static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, i
     }
 }
 
-template <class Real>
-static void forward(const Forward<Real>& p, const ForwardWork<Real>& work, int64_t row0,
-                    int64_t row1, const Part& part) {
+// The part's share of the rows [row0, row1) of n numbers: `to`'s are `row` apart.
+template <class Real, class From>
+static void widen_rows(From from, Real* to, int64_t row, int64_t n, int64_t row0, int64_t row1,
+                       const Part& part) {
   constexpr int W = Simd<Real>::width;
+  const int64_t count = max_of(row1 - row0, 0), end = row0 + count * part.end / part.of;
+  for (int64_t b = row0 + count * part.begin / part.of; b < end; ++b)
+    for (int64_t u = 0; u < n; u += W) store(to + b * row + u, load(from(b) + u, n - u), n - u);
+}
+
+// The input of the k-th step.
+template <class Real, class Stored, class Panel>
+static void widen_input(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
+                        int64_t k, int64_t row0, int64_t row1, const Part& part) {
+  if (p.projected || k == p.T) return;
+  const int64_t t = p.step(k);
+  widen_rows([&](int64_t b) { return p.x.at(t, b); }, work.x[k % 2], work.x_row, p.I, row0,
+             min_of(row1, p.active(t)), part);
+}
+
+// A sequence may begin at any step: h0 is where its first one looks for it.
+template <class Real, class Stored, class Panel>
+static void widen_state(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
+                        int64_t row0, int64_t row1, const Part& part) {
+  for (Real* state : work.state)
+    widen_rows([&](int64_t b) { return p.h0 + b * p.P; }, state, work.state_row, p.P, row0, row1,
+               part);
+}
+
+template <class Real, class Stored, class Panel>
+static void forward(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
+                    int64_t row0, int64_t row1, const Part& part) {
+  constexpr int W = Simd<Real>::width;
+  if constexpr (kNarrow<Real, Stored>) {
+    widen_state(p, work, row0, row1, part);
+    widen_input(p, work, 0, row0, row1, part);
+    part.wait();
+  }
   for (int64_t k = 0; k < p.T; ++k) {
     const int64_t t = p.step(k), previous = k > 0 ? p.step(k - 1) : -1;
     const int64_t rows = min_of(row1, p.active(t));
-    ForwardStep<Real> s{p,
-                        work,
-                        t,
-                        previous,
-                        k > 0 ? min_of(rows, p.active(previous)) : row0,
-                        k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
+    if constexpr (kNarrow<Real, Stored>) widen_input(p, work, k + 1, row0, row1, part);
+    ForwardStep<Real, Stored, Panel> s{p,
+                                       work,
+                                       k,
+                                       t,
+                                       previous,
+                                       k > 0 ? min_of(rows, p.active(previous)) : row0,
+                                       k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
     const auto tile = [&](int64_t j, int64_t b, int M) { forward_tile(s, j, b, M); };
     if (p.cell == Cell::gru)
       tiles<3>(panels_of(p.H, W), part, row0, s.carried, rows, tile);

@@ -4,13 +4,13 @@
 #pragma once
 
 // c (+)= a w, for the blocks [block0, block1) of outer * row_blocks(inner).
-template <class Real>
-static void multiply(const Multiply<Real>& p, int64_t block0, int64_t block1) {
+template <class Real, class Stored>
+static void multiply(const Multiply<Real, Stored>& p, int64_t block0, int64_t block1) {
   constexpr int W = Simd<Real>::width;
   for (int64_t n = block0; n < block1; ++n) {
     const int64_t group = n / row_blocks(p.inner), row = n % row_blocks(p.inner) * kRowBlock;
     const Real* a = p.a + group * p.a_outer;
-    Real* c = p.c + group * p.c_outer;
+    Stored* c = p.c + group * p.c_outer;
     const int64_t end = min_of(p.inner, row + kRowBlock);
     tiles<4>(panels_of(p.N, 4 * W), Part{}, row, end, end, [&](int64_t j, int64_t r, int M) {
       Tile<Real> sum = {};
@@ -19,7 +19,7 @@ static void multiply(const Multiply<Real>& p, int64_t block0, int64_t block1) {
       for (int g = 0; g < 4 && (j * 4 + g) * W < p.N; ++g)
         for (int m = 0; m < M; ++m) {
           const int64_t column = (j * 4 + g) * W, left = p.N - column;
-          Real* to = c + (r + m) * p.c_inner + column;
+          Stored* to = c + (r + m) * p.c_inner + column;
           store(to, p.accumulate ? load(to, left) + sum.v[g][m] : sum.v[g][m], left);
         }
     });
@@ -28,9 +28,9 @@ static void multiply(const Multiply<Real>& p, int64_t block0, int64_t block1) {
 
 // c (+)= a^T b, for the columns [m0, m1) of a and [n0, n1) of b. The scratch holds a chunk of b as
 // panels [kSumChunk][4][W].
-template <class Real>
-static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                      Real* scratch) {
+template <class Real, class Stored>
+static void outer_sum(const OuterSum<Real, Stored>& p, int64_t m0, int64_t m1, int64_t n0,
+                      int64_t n1, Real* scratch) {
   constexpr int W = Simd<Real>::width, R = kRows<4>;
   for (int64_t nb = n0; nb < n1; nb += kSumColumns) {
     const int64_t ne = min_of(n1, nb + kSumColumns), panels = panels_of(ne - nb, 4 * W);
@@ -43,6 +43,7 @@ static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n
                 column < ne ? load(p.b[k0 + k] + column, ne - column) : Vec<Real>{});
         }
       const bool add = p.accumulate || k0 > 0;
+      Stored* rounded = k0 + rows == p.K ? p.rounded : nullptr;
       for (int64_t m = m0; m < m1; m += R)
         for (int64_t j = 0; j < panels; ++j) {
           const int M = int(min_of(R, m1 - m));
@@ -56,10 +57,15 @@ static void outer_sum(const OuterSum<Real>& p, int64_t m0, int64_t m1, int64_t n
           for (int64_t v = 0; v < 4 && nb + (j * 4 + v) * W < ne; ++v)
             for (int64_t i = 0; i < M; ++i) {
               const int64_t column = nb + (j * 4 + v) * W, left = ne - column;
-              Real* c = p.c + (m + i) * p.c_row + column * p.c_column;
+              const int64_t at = (m + i) * p.c_row + column * p.c_column;
+              Real* c = p.c + at;
               const Vec<Real> part = sum.v[v][i];
               if (p.c_column == 1) {
-                store(c, add ? load(c, left) + part : part, left);
+                const Vec<Real> whole = add ? load(c, left) + part : part;
+                if (rounded)
+                  store(rounded + at, whole, left);
+                else
+                  store(c, whole, left);
               } else {
                 for (int64_t u = 0; u < min_of(W, left); ++u)
                   c[u * p.c_column] = (add ? c[u * p.c_column] : 0) + part[u];

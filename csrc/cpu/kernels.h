@@ -1,26 +1,47 @@
 // The table of kernels that each instruction set fills, and the choice among them.
 #pragma once
 
+#include <type_traits>
+
 #include "../params.h"
 
 namespace gatedrnn {
 
+// What numbers stored so are computed with.
+template <class Stored>
+using RealOf = std::conditional_t<(sizeof(Stored) < sizeof(float)), float, Stored>;
+
+// Whether results must be rounded to be stored.
+template <class Real, class Stored>
+constexpr bool kNarrow = !std::is_same_v<Real, Stored>;
+
+// The width of Forward::gates in units.
+template <class Stored>
+constexpr int64_t gates_kept(Cell cell) {
+  return cell == Cell::gru && !kNarrow<RealOf<Stored>, Stored> ? 3 : 4;
+}
+
 // Packed weights and scratch of one direction (cpu/pack.h says what a panel is).
-template <class Real>
+template <class Real, class Panel = Real>
 struct ForwardWork {
-  Real* w_hh;    // panels [ceil(H / W)][P][G][W]
-  Real* w_ih;    // panels [ceil(H / W)][I][G][W], or null with Forward::projected
-  Real* w_hr;    // panels [ceil(P / 4W)][H][4][W], or null
+  Panel* w_hh;   // panels [ceil(H / W)][P][G][W]
+  Panel* w_ih;   // panels [ceil(H / W)][I][G][W], or null with Forward::projected
+  Panel* w_hr;   // panels [ceil(P / 4W)][H][4][W], or null
   Real* bias;    // [4][ceil(H / W) * W]  GRU: r, z, n, q; LSTM: i, f, g, o
   Real* hidden;  // [B, H]  o * tanh(c) before the projection, or null
+  // Where storage is narrow, of the k-th step walked at k % 2:
+  Real* state[2];            // [B, state_row] the state before it
+  Real* x[2];                // [B, x_row] its input
+  int64_t state_row, x_row;  // padded, so that rows lie apart in L1
 };
 
 // Backward makes some steps' gradients of the gates, and uses them up: `Chunk`.
-template <class Real>
+template <class Real, class Panel = Real>
 struct BackwardWork {
-  Real* w_hh;        // panels [ceil(P / 4W)][G*H][4][W]
-  Real* w_hr;        // panels [ceil(H / 4W)][P][4][W], or null
+  Panel* w_hh;       // panels [ceil(P / 4W)][G*H][4][W]
+  Panel* w_hr;       // panels [ceil(H / 4W)][P][4][W], or null
   Real* w_ih;        // panels [ceil(I / 4W)][G*H][4][W], or null: dx is not wanted
+  Real *dh0, *dc0;   // [B, P], [B, H] what reaches the states before a step directly
   Real* dgates[2];   // [chunk's rows, gate_row] of this chunk and of the one before, in turn
   int64_t gate_row;  // r, z, n, q or i, f, g, o from column 0; padded, so that rows lie apart in L1
   Real* dh;          // [chunk's rows, P] the state's whole gradient; with projection only
@@ -76,19 +97,19 @@ struct CellBackward {
 
 // c (+)= a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its
 // own, so that a batch-first input needs no copy.
-template <class Real>
+template <class Real, class Stored = Real>
 struct Multiply {
   int64_t outer, inner, K, N;
   const Real* a;
   int64_t a_outer, a_inner;
   const Real* panels;  // of w [K, N]: [ceil(N / 4W)][K][4][W]
-  Real* c;
+  Stored* c;
   int64_t c_outer, c_inner;
   bool accumulate;
 };
 
 // c (+)= a^T b, a sum over K rows (steps and sequences): the weights' gradients.
-template <class Real>
+template <class Real, class Stored = Real>
 struct OuterSum {
   int64_t K, M, N;
   const Real* a;  // [K, M], rows a_row apart
@@ -97,6 +118,7 @@ struct OuterSum {
   Real* c;               // [M, N]
   int64_t c_row, c_column;
   bool accumulate;
+  Stored* rounded = nullptr;  // [M, N] where the whole sum goes instead, if c_column is 1
 };
 
 constexpr int64_t kRowBlock = 96;     // rows of a that stay in L2 while all of w passes (multiply)
@@ -125,21 +147,34 @@ struct ProductBackward {
 constexpr int64_t kStretch = 64;
 inline int64_t stretches(int64_t N) { return (N + kStretch - 1) / kStretch; }
 
+// What depends on how tensors are stored, and on the weights' panels: those are of Real where they
+// stay in a core's L2, else may be as narrow as the weights themselves.
+template <class Real, class Stored = Real, class Panel = Real>
+struct LayerKernels {
+  void (*pack_rows)(const Stored* w, int64_t K, int G, int64_t units, int64_t gate_stride,
+                    int64_t panel_stride, Panel* panels, int64_t panel0, int64_t panel1);
+  void (*pack_columns)(const Stored* w, int64_t K, int64_t N, Panel* panels, int64_t panel_rows,
+                       int64_t panel0, int64_t panel1);
+  void (*forward)(const Forward<Real, Stored>&, const ForwardWork<Real, Panel>&, int64_t row0,
+                  int64_t row1, const Part&);
+  void (*backward)(const Backward<Real, Stored>&, const BackwardWork<Real, Panel>&,
+                   const Chunk<Real>&, int64_t row0, int64_t row1, const Part&);
+};
+
+template <class Real, class Stored = Real>
+struct StorageKernels {
+  // Blocks are counted over outer * row_blocks(inner).
+  void (*multiply)(const Multiply<Real, Stored>&, int64_t block0, int64_t block1);
+  void (*outer_sum)(const OuterSum<Real, Stored>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
+                    Real* scratch);
+  void (*widen)(const Stored* from, Real* to, int64_t n);
+  void (*narrow)(const Real* from, Stored* to, int64_t n);
+};
+
 template <class Real>
 struct Kernels {
-  int width;  // W
-  void (*pack_rows)(const Real* w, int64_t K, int G, int64_t units, int64_t gate_stride,
-                    int64_t panel_stride, Real* panels, int64_t panel0, int64_t panel1);
-  void (*pack_columns)(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel_rows,
-                       int64_t panel0, int64_t panel1);
-  void (*forward)(const Forward<Real>&, const ForwardWork<Real>&, int64_t row0, int64_t row1,
-                  const Part&);
-  void (*backward)(const Backward<Real>&, const BackwardWork<Real>&, const Chunk<Real>&,
-                   int64_t row0, int64_t row1, const Part&);
-  // Blocks are counted over outer * row_blocks(inner).
-  void (*multiply)(const Multiply<Real>&, int64_t block0, int64_t block1);
-  void (*outer_sum)(const OuterSum<Real>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
-                    Real* scratch);
+  int width;      // W
+  int registers;  // of vectors
   // sums[m] (+)= the sum over the K rows of a, m0 <= m < m1.
   void (*column_sums)(const Real* a, int64_t a_row, int64_t K, int64_t m0, int64_t m1, Real* sums,
                       bool accumulate);
@@ -156,11 +191,23 @@ struct Kernels {
   void (*read_all)(const Real* data, int64_t n, int64_t passes);
 };
 
+// All kernels of an instruction set, each table found by its type.
+struct Tables : Kernels<float>,
+                Kernels<double>,
+                StorageKernels<float>,
+                StorageKernels<double>,
+                StorageKernels<float, Half>,
+                StorageKernels<float, Bfloat16>,
+                LayerKernels<float>,
+                LayerKernels<double>,
+                LayerKernels<float, Half>,
+                LayerKernels<float, Bfloat16>,
+                LayerKernels<float, Bfloat16, Bfloat16> {};
+
 struct InstructionSet {
   const char* name;
   bool (*supported)();
-  const Kernels<float>* f32;
-  const Kernels<double>* f64;
+  const Tables* tables;
 };
 
 // The best that this machine has, or what GATEDRNN_CPU_ISA names; chosen once, when first asked.
@@ -172,10 +219,17 @@ const char* instruction_set_error();
 
 template <class Real>
 const Kernels<Real>& kernels_of(const InstructionSet& set) {
-  if constexpr (sizeof(Real) == 4)
-    return *set.f32;
-  else
-    return *set.f64;
+  return *set.tables;
+}
+
+template <class Real, class Stored>
+const StorageKernels<Real, Stored>& storage_kernels_of(const InstructionSet& set) {
+  return *set.tables;
+}
+
+template <class Real, class Stored, class Panel>
+const LayerKernels<Real, Stored, Panel>& layer_kernels_of(const InstructionSet& set) {
+  return *set.tables;
 }
 
 }  // namespace gatedrnn

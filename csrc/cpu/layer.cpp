@@ -1,5 +1,7 @@
 #include "layer.h"
 
+#include <vector>
+
 #include "driver.h"
 
 namespace gatedrnn {
@@ -15,38 +17,50 @@ inline void pause() {
 #endif
 }
 
-template <class Real>
-ForwardWork<Real> take_work(const Forward<Real>& p, int64_t W, Arena<Real>& arena) {
+template <class Panel, class Real, class Stored>
+ForwardWork<Real, Panel> take_work(const Forward<Real, Stored>& p, int64_t W, Arena<Real>& arena) {
   const int64_t panels = ceil_div(p.H, W), G = gates_of(p.cell);
-  ForwardWork<Real> work{};
-  work.w_hh = arena.take(panels * p.P * G * W);
-  if (!p.projected) work.w_ih = arena.take(panels * p.I * G * W);
+  ForwardWork<Real, Panel> work{};
+  work.w_hh = arena.template take<Panel>(panels * p.P * G * W);
+  if (!p.projected) work.w_ih = arena.template take<Panel>(panels * p.I * G * W);
   work.bias = arena.take(4 * panels * W);
   if (p.w_hr) {
-    work.w_hr = arena.take(ceil_div(p.P, 4 * W) * p.H * 4 * W);
+    work.w_hr = arena.template take<Panel>(ceil_div(p.P, 4 * W) * p.H * 4 * W);
     work.hidden = arena.take(p.B * p.H);
+  }
+  if (kNarrow<Real, Stored>) {
+    work.state_row = apart(p.P);
+    work.x_row = apart(p.I);
+    for (Real*& state : work.state) state = arena.take(p.B * work.state_row);
+    for (Real*& x : work.x)
+      if (!p.projected) x = arena.take(p.B * work.x_row);
   }
   return work;
 }
 
 // The two biases of a gate add up, but for q's, which is inside the reset gate's product.
-template <class Real>
-void fill_bias(const Forward<Real>& p, int64_t W, Real* bias) {
+template <class Real, class Stored>
+void fill_bias(const StorageKernels<Real, Stored>& k, const Forward<Real, Stored>& p, int64_t W,
+               Real* bias) {
   const int64_t padded = ceil_div(p.H, W) * W, H = p.H;
   const bool gru = p.cell == Cell::gru;
-  for (int64_t g = 0; g < 4; ++g)
-    for (int64_t u = 0; u < padded; ++u) {
-      Real sum = 0;
-      if (u < H && p.b_ih && !(gru && g == 3)) sum += p.b_ih[g * H + u];
-      if (u < H && p.b_hh && !(gru && g == 2)) sum += p.b_hh[(gru && g == 3 ? 2 : g) * H + u];
-      bias[g * padded + u] = sum;
+  std::fill_n(bias, 4 * padded, Real(0));
+  std::vector<Real> b(size_t(gates_of(p.cell) * H));
+  for (const bool recurrent : {false, true}) {
+    const Stored* from = recurrent ? p.b_hh : p.b_ih;
+    if (!from) continue;
+    k.widen(from, b.data(), int64_t(b.size()));
+    for (int64_t g = 0; g < gates_of(p.cell); ++g) {
+      Real* to = bias + (gru && g == 2 && recurrent ? 3 : g) * padded;
+      for (int64_t u = 0; u < H; ++u) to[u] += b[size_t(g * H + u)];
     }
+  }
 }
 
-template <class Real>
-void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real>& work,
-          const Part& part) {
-  const int64_t W = k.width, panels = ceil_div(p.H, W);
+template <class Real, class Stored, class Panel>
+void pack(const LayerKernels<Real, Stored, Panel>& k, const Forward<Real, Stored>& p, int64_t W,
+          const ForwardWork<Real, Panel>& work, const Part& part) {
+  const int64_t panels = ceil_div(p.H, W);
   const int G = gates_of(p.cell);
   const auto from = [&](int64_t n) { return n * part.begin / part.of; };
   const auto to = [&](int64_t n) { return n * part.end / part.of; };
@@ -56,7 +70,6 @@ void pack(const Kernels<Real>& k, const Forward<Real>& p, const ForwardWork<Real
     const int64_t spans = ceil_div(p.P, 4 * W);
     k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
   }
-  if (part.begin == 0) fill_bias(p, W, work.bias);
 }
 
 }  // namespace
@@ -76,28 +89,38 @@ void Barrier::wait(int64_t arriving) {
   round_.wait(round, std::memory_order_acquire);
 }
 
-template <class Real>
-int64_t forward_workspace(const InstructionSet& set, const Forward<Real>* directions, int D) {
+template <class Real, class Stored>
+int64_t forward_workspace(const InstructionSet& set, const Plan& plan,
+                          const Forward<Real, Stored>* directions, int D) {
   Arena<Real> arena(nullptr);
-  for (int d = 0; d < D; ++d) take_work(directions[d], kernels_of<Real>(set).width, arena);
+  with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    for (int d = 0; d < D; ++d) take_work<Panel>(directions[d], kernels_of<Real>(set).width, arena);
+  });
   return arena.used();
 }
 
-template <class Real>
-void layer_forward_cpu(const InstructionSet& set, const Plan& plan, const Forward<Real>* directions,
-                       int D, Real* workspace, const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  Arena<Real> arena(workspace);
-  ForwardWork<Real> work[2] = {};
-  for (int d = 0; d < D; ++d) work[d] = take_work(directions[d], k.width, arena);
-  parallel(plan.threads, [&](int64_t begin, int64_t end) {
-    for (int d = 0; d < D; ++d)
-      pack(k, directions[d], work[d], {begin, end, plan.threads, nullptr});
+template <class Real, class Stored>
+void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
+                       const Forward<Real, Stored>* directions, int D, Real* workspace,
+                       const Parallel& parallel) {
+  with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    const auto& k = layer_kernels_of<Real, Stored, Panel>(set);
+    const int64_t W = kernels_of<Real>(set).width;
+    Arena<Real> arena(workspace);
+    ForwardWork<Real, Panel> work[2] = {};
+    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(directions[d], W, arena);
+    parallel(plan.threads, [&](int64_t begin, int64_t end) {
+      for (int d = 0; d < D; ++d) {
+        pack(k, directions[d], W, work[d], {begin, end, plan.threads, nullptr});
+        if (begin == 0)
+          fill_bias(storage_kernels_of<Real, Stored>(set), directions[d], W, work[d].bias);
+      }
+    });
+    walk(plan, D, directions[0].B, parallel,
+         [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
+           k.forward(directions[d], work[d], row0, row1, part);
+         });
   });
-  walk(plan, D, directions[0].B, parallel,
-       [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
-         k.forward(directions[d], work[d], row0, row1, part);
-       });
 }
 
 template <class Real>
@@ -106,27 +129,48 @@ int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N) {
   return ceil_div(N, span) * K * span;
 }
 
-template <class Real>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Real* workspace,
+template <class Real, class Stored>
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
                   const Parallel& parallel) {
-  const Kernels<Real>& k = kernels_of<Real>(set);
-  const int64_t span = 4 * k.width;
+  const int64_t W = kernels_of<Real>(set).width, span = 4 * W;
+  const auto pack = layer_kernels_of<Real, Stored, Real>(set).pack_rows;
   parallel(ceil_div(p.N, span), [&](int64_t begin, int64_t end) {
-    k.pack_rows(w, p.K, 4, p.N, k.width, span, workspace, begin, end);
+    pack(w, p.K, 4, p.N, W, span, workspace, begin, end);
   });
   p.panels = workspace;
+  const auto multiply = storage_kernels_of<Real, Real>(set).multiply;
   parallel(p.outer * row_blocks(p.inner),
-           [&](int64_t begin, int64_t end) { k.multiply(p, begin, end); });
+           [&](int64_t begin, int64_t end) { multiply(p, begin, end); });
 }
 
-#define GATEDRNN_INSTANTIATE(Real)                                                               \
-  template int64_t forward_workspace(const InstructionSet&, const Forward<Real>*, int);          \
-  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);            \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real>*, int, \
-                                  Real*, const Parallel&);                                       \
-  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Real*, Real*,          \
-                             const Parallel&);
+template <class Real, class Stored>
+void widen_input_cpu(const InstructionSet& set, const Sizes& p, const Rows<const Stored>& x,
+                     Real* to, const Parallel& parallel) {
+  const auto widen = storage_kernels_of<Real, Stored>(set).widen;
+  parallel(p.T, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t)
+      for (int64_t b = 0; b < p.active(t); ++b)
+        widen(x.at(t, b), to + ((p.offsets ? p.offsets[t] : t * p.B) + b) * p.I, p.I);
+  });
+}
+
+#define GATEDRNN_INSTANTIATE(Real) \
+  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)
+
+#define GATEDRNN_INSTANTIATE_LAYER(Real, Stored)                                                \
+  template int64_t forward_workspace(const InstructionSet&, const Plan&,                        \
+                                     const Forward<Real, Stored>*, int);                        \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&,                           \
+                                  const Forward<Real, Stored>*, int, Real*, const Parallel&);   \
+  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Stored*, Real*,       \
+                             const Parallel&);                                                  \
+  template void widen_input_cpu(const InstructionSet&, const Sizes&, const Rows<const Stored>&, \
+                                Real*, const Parallel&);
+GATEDRNN_INSTANTIATE_LAYER(float, float)
+GATEDRNN_INSTANTIATE_LAYER(double, double)
+GATEDRNN_INSTANTIATE_LAYER(float, Half)
+GATEDRNN_INSTANTIATE_LAYER(float, Bfloat16)
 
 }  // namespace gatedrnn

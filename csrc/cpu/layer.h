@@ -10,26 +10,32 @@
 namespace gatedrnn {
 
 // Elements of Real that `workspace` must offer below.
-template <class Real>
-int64_t forward_workspace(const InstructionSet& set, const Forward<Real>* directions, int D);
-template <class Real>
+template <class Real, class Stored>
+int64_t forward_workspace(const InstructionSet& set, const Plan& plan,
+                          const Forward<Real, Stored>* directions, int D);
+template <class Real, class Stored>
 int64_t backward_workspace(const InstructionSet& set, const Plan& plan,
-                           const Backward<Real>* directions, int D);
+                           const Backward<Real, Stored>* directions, int D);
 
 // directions[D]: one struct a direction, equal in all sizes.
-template <class Real>
-void layer_forward_cpu(const InstructionSet& set, const Plan& plan, const Forward<Real>* directions,
-                       int D, Real* workspace, const Parallel& parallel);
-template <class Real>
+template <class Real, class Stored>
+void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
+                       const Forward<Real, Stored>* directions, int D, Real* workspace,
+                       const Parallel& parallel);
+template <class Real, class Stored>
 void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
-                        const Backward<Real>* directions, int D, Real* workspace,
+                        const Backward<Real, Stored>* directions, int D, Real* workspace,
                         const Parallel& parallel);
 
 // p.c = p.a w^T, with w [N, K]. The workspace takes its panels.
 template <class Real>
 int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N);
-template <class Real>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Real* w, Real* workspace,
+template <class Real, class Stored>
+void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
                   const Parallel& parallel);
 
+// The rows of x one after another, as Real.
+template <class Real, class Stored>
+void widen_input_cpu(const InstructionSet& set, const Sizes& p, const Rows<const Stored>& x,
+                     Real* to, const Parallel& parallel);
 }  // namespace gatedrnn

@@ -1,6 +1,7 @@
 // A layer's backward: chunk after chunk of steps, the last first. A chunk is walked by all threads;
 // then its gates' gradients, which caches still hold, make their part of the gradients of the
-// weights and of the input. Sums run in the same order whatever the number of threads.
+// weights and of the input. Sums run in the same order whatever the number of threads. Where
+// storage is narrow, what is summed from chunk to chunk is summed as Real, and rounded at the end.
 #include <utility>
 #include <vector>
 
@@ -15,18 +16,25 @@ struct Extent {
   int64_t t0, t1, rows;
 };
 
-template <class Real>
-Extent extent(const Backward<Real>& p, const Chunk<Real>& chunk) {
+template <class Real, class Stored>
+Extent extent(const Backward<Real, Stored>& p, const Chunk<Real>& chunk) {
   const int64_t t0 = chunk.dgates.first, t1 = t0 + chunk.k1 - chunk.k0;
   return {t0, t1, p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B};
 }
 
-template <class Real>
+template <class Real, class Stored, class Panel>
 class LayerBackward {
  public:
-  LayerBackward(const InstructionSet& set, const Plan& plan, const Backward<Real>* directions,
-                int D, Real* workspace)
-      : k_(kernels_of<Real>(set)), plan_(plan), p_(directions), D_(D), arena_(workspace) {
+  LayerBackward(const InstructionSet& set, const Plan& plan,
+                const Backward<Real, Stored>* directions, int D, Real* workspace)
+      : k_(kernels_of<Real>(set)),
+        loop_(layer_kernels_of<Real, Stored, Panel>(set)),
+        storage_(storage_kernels_of<Real, Stored>(set)),
+        pack_input_(layer_kernels_of<Real, Stored, Real>(set).pack_columns),
+        plan_(plan),
+        p_(directions),
+        D_(D),
+        arena_(workspace) {
     for (int d = 0; d < D; ++d) take_work(d);
     for (int64_t n = 0; n < plan.threads; ++n) scratch_.push_back(arena_.take(kSumScratch));
   }
@@ -44,26 +52,73 @@ class LayerBackward {
       for (int d = 0; d < D_; ++d) chunks[d] = chunk_of(d, n, k0, k1);
       walk(plan_, D_, p_[0].B, parallel,
            [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
-             k_.backward(p_[d], work_[d], chunks[d], row0, row1, part);
+             loop_.backward(p_[d], work_[d], chunks[d], row0, row1, part);
            });
-      if (p_[0].dw_ih) add_weights(chunks, n > 0, parallel);
+      if (p_[0].dw_ih) add_weights(chunks, n > 0, n == count - 1, parallel);
       if (p_[0].dx)
         for (int d = 0; d < D_; ++d) add_input(d, chunks[d], parallel);
     }
     for (int d = 0; d < D_; ++d)
-      if (p_[d].db_hh) finish_bias(p_[d]);
+      if (sums_[d].db_hh) finish_bias(p_[d].cell, p_[d].H, sums_[d]);
+    round_results(parallel);
   }
 
  private:
+  // The gradients of the weights, as they are summed.
+  struct WeightSums {
+    Real *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr;
+  };
+
+  // A result of n numbers that is to be rounded at the end, and what it is summed in until then.
+  struct Rounded {
+    Real* sum;
+    Stored* result;
+    int64_t n;
+  };
+
+  // What a result of n numbers is summed in: where outer_sum adds the last part it is rounded, else
+  // at the end.
+  Real* sum_of(Stored* result, int64_t n) {
+    if constexpr (kNarrow<Real, Stored>)
+      return result ? arena_.take(n) : nullptr;
+    else
+      return result;
+  }
+
+  Real* rounded_sum_of(Stored* result, int64_t n) {
+    Real* sum = sum_of(result, n);
+    if constexpr (kNarrow<Real, Stored>)
+      if (sum) rounded_.push_back({sum, result, n});
+    return sum;
+  }
+
+  void round_results(const Parallel& parallel) {
+    if (rounded_.empty()) return;
+    parallel(plan_.threads, [&](int64_t begin, int64_t end) {
+      for (const Rounded& r : rounded_) {
+        const int64_t from = r.n * begin / plan_.threads, to = r.n * end / plan_.threads;
+        storage_.narrow(r.sum + from, r.result + from, to - from);
+      }
+    });
+  }
+
   void take_work(int d) {
-    const Backward<Real>& p = p_[d];
+    const Backward<Real, Stored>& p = p_[d];
     const int64_t span = 4 * k_.width, K = gates_of(p.cell) * p.H;
     const int64_t rows = std::min(plan_.chunk, p.T) * p.B;
-    BackwardWork<Real>& work = work_[d];
-    work.w_hh = arena_.take(ceil_div(p.P, span) * K * span);
-    if (p.w_hr) work.w_hr = arena_.take(ceil_div(p.H, span) * p.P * span);
+    BackwardWork<Real, Panel>& work = work_[d];
+    work.w_hh = arena_.template take<Panel>(ceil_div(p.P, span) * K * span);
+    if (p.w_hr) work.w_hr = arena_.template take<Panel>(ceil_div(p.H, span) * p.P * span);
     if (p.dx) work.w_ih = arena_.take(ceil_div(p.I, span) * K * span);
-    work.gate_row = aligned(4 * p.H) + kAlign;
+    work.dh0 = rounded_sum_of(p.dh0, p.B * p.P);
+    work.dc0 = rounded_sum_of(p.dc0, p.B * p.H);
+    sums_[d] = {sum_of(p.dw_ih, K * p.I), sum_of(p.dw_hh, K * p.P), rounded_sum_of(p.db_ih, K),
+                rounded_sum_of(p.db_hh, K), sum_of(p.dw_hr, p.P * p.H)};
+    if (kNarrow<Real, Stored> && p.dw_ih) {
+      x_[d] = arena_.take(rows * p.I);
+      previous_[d] = arena_.take(rows * p.P);
+    }
+    work.gate_row = apart(4 * p.H);
     for (int n = 0; n < (plan_.chunk < p.T ? 2 : 1); ++n)
       work.dgates[n] = arena_.take(rows * work.gate_row);
     if (p.w_hr) work.dh = arena_.take(rows * p.P);
@@ -71,22 +126,21 @@ class LayerBackward {
   }
 
   void pack(int d, int64_t begin, int64_t end) {
-    const Backward<Real>& p = p_[d];
-    const BackwardWork<Real>& work = work_[d];
+    const Backward<Real, Stored>& p = p_[d];
+    const BackwardWork<Real, Panel>& work = work_[d];
     const int64_t K = gates_of(p.cell) * p.H;
-    const auto columns = [&](const Real* w, int64_t rows, int64_t N, Real* panels) {
+    const auto columns = [&](auto pack, const Stored* w, int64_t rows, int64_t N, auto* panels) {
       const int64_t spans = ceil_div(N, 4 * k_.width);
-      k_.pack_columns(w, rows, N, panels, rows, spans * begin / plan_.threads,
-                      spans * end / plan_.threads);
+      pack(w, rows, N, panels, rows, spans * begin / plan_.threads, spans * end / plan_.threads);
     };
-    columns(p.w_hh, K, p.P, work.w_hh);
-    if (work.w_hr) columns(p.w_hr, p.P, p.H, work.w_hr);
-    if (work.w_ih) columns(p.w_ih, K, p.I, work.w_ih);
+    columns(loop_.pack_columns, p.w_hh, K, p.P, work.w_hh);
+    if (work.w_hr) columns(loop_.pack_columns, p.w_hr, p.P, p.H, work.w_hr);
+    if (work.w_ih) columns(pack_input_, p.w_ih, K, p.I, work.w_ih);
   }
 
   Chunk<Real> chunk_of(int d, int64_t n, int64_t k0, int64_t k1) const {
-    const Backward<Real>& p = p_[d];
-    const BackwardWork<Real>& work = work_[d];
+    const Backward<Real, Stored>& p = p_[d];
+    const BackwardWork<Real, Panel>& work = work_[d];
     const auto rows = [&](Real* data, int64_t width, int64_t first) {
       return Rows<Real>{data, p.B * width, width, p.offsets, first};
     };
@@ -102,54 +156,79 @@ class LayerBackward {
 
   // Pointers row(t, b) for all rows of the chunk.
   template <class Row>
-  static std::vector<const Real*> rows_of(const Backward<Real>& p, const Extent& e, Row row) {
-    std::vector<const Real*> rows;
+  static auto rows_of(const Backward<Real, Stored>& p, const Extent& e, Row row) {
+    std::vector<decltype(row(0, 0))> rows;
     rows.reserve(size_t(e.rows));
     for (int64_t t = e.t0; t < e.t1; ++t)
       for (int64_t b = 0; b < p.active(t); ++b) rows.push_back(row(t, b));
     return rows;
   }
 
-  void add_weights(const Chunk<Real>* chunks, bool accumulate, const Parallel& parallel) {
-    Sums sums;
+  // The same rows as Real: in `wide` where they are not, each of n.
+  std::vector<const Real*> widened(std::vector<const Stored*> rows, int64_t n, Real* wide,
+                                   const Parallel& parallel) const {
+    if constexpr (kNarrow<Real, Stored>) {
+      const int64_t count = int64_t(rows.size());
+      std::vector<const Real*> to(rows.size());
+      parallel(plan_.threads, [&](int64_t begin, int64_t end) {
+        for (int64_t k = count * begin / plan_.threads; k < count * end / plan_.threads; ++k) {
+          storage_.widen(rows[size_t(k)], wide + k * n, n);
+          to[size_t(k)] = wide + k * n;
+        }
+      });
+      return to;
+    } else {
+      return rows;
+    }
+  }
+
+  void add_weights(const Chunk<Real>* chunks, bool accumulate, bool last,
+                   const Parallel& parallel) {
+    Sums sums{.round = last && kNarrow<Real, Stored>};
     for (int d = 0; d < D_; ++d) {
-      const Backward<Real>& p = p_[d];
+      const Backward<Real, Stored>& p = p_[d];
+      const WeightSums& to = sums_[d];
       const Extent e = extent(p, chunks[d]);
       const int64_t H = p.H, P = p.P, G = gates_of(p.cell), gate_row = work_[d].gate_row;
       const Real* da = chunks[d].dgates.data;
-      sums.factor(rows_of(p, e, [&](int64_t t, int64_t b) { return p.x.at(t, b); }), p.I);
-      sums.add(da, gate_row, G * H, p.dw_ih);
-      sums.factor(rows_of(p, e,
-                          [&](int64_t t, int64_t b) {
-                            const int64_t k = p.step(t), previous = k > 0 ? p.step(k - 1) : 0;
-                            const bool begun = k > 0 && b < p.active(previous);
-                            return begun ? p.y.at(previous, b) : p.h0 + b * P;
-                          }),
-                  P);
+      const auto x = rows_of(p, e, [&](int64_t t, int64_t b) { return p.x.at(t, b); });
+      sums.factor(widened(x, p.I, x_[d], parallel), p.I);
+      sums.add(da, gate_row, G * H, to.dw_ih, p.dw_ih);
+      const auto previous = rows_of(p, e, [&](int64_t t, int64_t b) {
+        const int64_t k = p.step(t), before = k > 0 ? p.step(k - 1) : 0;
+        const bool begun = k > 0 && b < p.active(before);
+        return begun ? p.y.at(before, b) : p.h0 + b * P;
+      });
+      sums.factor(widened(previous, P, previous_[d], parallel), P);
       if (p.cell == Cell::gru) {
-        sums.add(da, gate_row, 2 * H, p.dw_hh);
-        sums.add(da + 3 * H, gate_row, H, p.dw_hh + 2 * H * P);
+        sums.add(da, gate_row, 2 * H, to.dw_hh, p.dw_hh);
+        sums.add(da + 3 * H, gate_row, H, to.dw_hh + 2 * H * P, p.dw_hh + 2 * H * P);
       } else {
-        sums.add(da, gate_row, 4 * H, p.dw_hh);
+        sums.add(da, gate_row, 4 * H, to.dw_hh, p.dw_hh);
       }
       if (p.dw_hr) {
-        sums.factor(rows_of(p, e, [&](int64_t t, int64_t b) { return chunks[d].hidden.at(t, b); }),
-                    H);
-        sums.add(chunks[d].dh.data, P, P, p.dw_hr);
+        const auto hidden = [&](int64_t t, int64_t b) -> const Real* {
+          return chunks[d].hidden.at(t, b);
+        };
+        sums.factor(rows_of(p, e, hidden), H);
+        sums.add(chunks[d].dh.data, P, P, to.dw_hr, p.dw_hr);
       }
     }
     parallel(plan_.threads, [&](int64_t begin, int64_t end) {
-      for (const OuterSum<Real>& sum : sums.list) share(sum, accumulate, begin, end);
+      for (const OuterSum<Real, Stored>& sum : sums.list) share(sum, accumulate, begin, end);
       for (int d = 0; d < D_; ++d)
         if (p_[d].db_ih) add_bias(d, chunks[d], accumulate, begin, end);
     });
+    rounded_.insert(rounded_.end(), sums.later.begin(), sums.later.end());
   }
 
   // The sums of a chunk, and what they are made of.
   struct Sums {
-    std::vector<OuterSum<Real>> list;
-    std::deque<std::vector<const Real*>> pointers;
-    std::deque<std::vector<Real>> copies;
+    const bool round;  // this chunk makes the sums whole
+    std::vector<OuterSum<Real, Stored>> list{};
+    std::vector<Rounded> later{};  // what the sums do not round themselves
+    std::deque<std::vector<const Real*>> pointers{};
+    std::deque<std::vector<Real>> copies{};
 
     // The rows of the right factor of the sums that follow.
     void factor(std::vector<const Real*> rows, int64_t columns) {
@@ -158,11 +237,12 @@ class LayerBackward {
       compact = nullptr;
     }
 
-    void add(const Real* a, int64_t a_row, int64_t M, Real* c) {
+    void add(const Real* a, int64_t a_row, int64_t M, Real* c, Stored* result) {
       const std::vector<const Real*>& b = pointers.back();
       const int64_t K = int64_t(b.size());
       if (width >= kFewColumns || M <= width) {
-        list.push_back({K, M, width, a, a_row, b.data(), c, width, 1, false});
+        Stored* rounded = round ? result : nullptr;
+        list.push_back({K, M, width, a, a_row, b.data(), c, width, 1, false, rounded});
         return;
       }
       // So few columns would leave most lanes empty: the other way round they are the tile's rows.
@@ -175,14 +255,15 @@ class LayerBackward {
       for (int64_t k = 0; k < K; ++k) rows.push_back(a + k * a_row);
       pointers.push_front(std::move(rows));
       list.push_back({K, width, M, compact, width, pointers.front().data(), c, 1, width, false});
+      if (round) later.push_back({c, result, M * width});
     }
 
-    int64_t width;
-    Real* compact;
+    int64_t width = 0;
+    Real* compact = nullptr;
   };
 
   // Parts [begin, end) of a sum; each thread has rows or columns of the result for itself.
-  void share(OuterSum<Real> sum, bool accumulate, int64_t begin, int64_t end) {
+  void share(OuterSum<Real, Stored> sum, bool accumulate, int64_t begin, int64_t end) {
     sum.accumulate = accumulate;
     const int64_t span = 4 * k_.width, tile = 12;  // columns of b, of a: whole tiles for every set
     const auto cut = [&](int64_t n, int64_t all, int64_t step) {
@@ -190,13 +271,13 @@ class LayerBackward {
     };
     Real* scratch = scratch_[size_t(begin)];
     if (ceil_div(sum.M, tile) >= ceil_div(sum.N, span))
-      k_.outer_sum(sum, cut(begin, sum.M, tile), cut(end, sum.M, tile), 0, sum.N, scratch);
+      storage_.outer_sum(sum, cut(begin, sum.M, tile), cut(end, sum.M, tile), 0, sum.N, scratch);
     else
-      k_.outer_sum(sum, 0, sum.M, cut(begin, sum.N, span), cut(end, sum.N, span), scratch);
+      storage_.outer_sum(sum, 0, sum.M, cut(begin, sum.N, span), cut(end, sum.N, span), scratch);
   }
 
   void add_bias(int d, const Chunk<Real>& chunk, bool accumulate, int64_t begin, int64_t end) {
-    const Backward<Real>& p = p_[d];
+    const Backward<Real, Stored>& p = p_[d];
     const int64_t H = p.H, row = work_[d].gate_row, rows = extent(p, chunk).rows;
     const Real* da = chunk.dgates.data;
     const auto columns = [&](int64_t first, int64_t count, Real* sums) {
@@ -206,18 +287,18 @@ class LayerBackward {
       };
       k_.column_sums(da + first, row, rows, cut(begin), cut(end), sums, accumulate);
     };
-    columns(0, gates_of(p.cell) * H, p.db_ih);
-    if (p.cell == Cell::gru) columns(3 * H, H, p.db_hh + 2 * H);
+    columns(0, gates_of(p.cell) * H, sums_[d].db_ih);
+    if (p.cell == Cell::gru) columns(3 * H, H, sums_[d].db_hh + 2 * H);
   }
 
   // Both biases of a gate have the same gradient, but for a GRU's n, whose second one is q's.
-  static void finish_bias(const Backward<Real>& p) {
-    std::copy_n(p.db_ih, (p.cell == Cell::gru ? 2 : 4) * p.H, p.db_hh);
+  static void finish_bias(Cell cell, int64_t H, const WeightSums& sums) {
+    std::copy_n(sums.db_ih, (cell == Cell::gru ? 2 : 4) * H, sums.db_hh);
   }
 
   // Of two directions, the one that comes to a step first writes there, and the other adds.
   void add_input(int d, const Chunk<Real>& chunk, const Parallel& parallel) {
-    const Backward<Real>& p = p_[d];
+    const Backward<Real, Stored>& p = p_[d];
     const Extent e = extent(p, chunk);
     if (D_ == 1) return multiply(p, d, chunk, e.t0, e.t1, false, parallel);
     const auto inside = [&](int64_t t) { return std::clamp(t, e.t0, e.t1); };
@@ -232,56 +313,68 @@ class LayerBackward {
     }
   }
 
-  void multiply(const Backward<Real>& p, int d, const Chunk<Real>& chunk, int64_t t0, int64_t t1,
-                bool accumulate, const Parallel& parallel) {
+  void multiply(const Backward<Real, Stored>& p, int d, const Chunk<Real>& chunk, int64_t t0,
+                int64_t t1, bool accumulate, const Parallel& parallel) {
     if (t0 == t1) return;
     const int64_t rows = p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B;
     const int64_t blocks = row_blocks(rows);
-    const Multiply<Real> product{1,
-                                 rows,
-                                 gates_of(p.cell) * p.H,
-                                 p.I,
-                                 chunk.dgates.at(t0, 0),
-                                 0,
-                                 work_[d].gate_row,
-                                 work_[d].w_ih,
-                                 p.dx.at(t0, 0),
-                                 0,
-                                 p.I,
-                                 accumulate};
-    parallel(blocks, [&](int64_t begin, int64_t end) { k_.multiply(product, begin, end); });
+    const Multiply<Real, Stored> product{1,
+                                         rows,
+                                         gates_of(p.cell) * p.H,
+                                         p.I,
+                                         chunk.dgates.at(t0, 0),
+                                         0,
+                                         work_[d].gate_row,
+                                         work_[d].w_ih,
+                                         p.dx.at(t0, 0),
+                                         0,
+                                         p.I,
+                                         accumulate};
+    parallel(blocks, [&](int64_t begin, int64_t end) { storage_.multiply(product, begin, end); });
   }
 
   const Kernels<Real>& k_;
+  const LayerKernels<Real, Stored, Panel>& loop_;
+  const StorageKernels<Real, Stored>& storage_;
+  const decltype(LayerKernels<Real, Stored>::pack_columns) pack_input_;
   const Plan plan_;
-  const Backward<Real>* const p_;
+  const Backward<Real, Stored>* const p_;
   const int D_;
   Arena<Real> arena_;
-  BackwardWork<Real> work_[2] = {};
+  BackwardWork<Real, Panel> work_[2] = {};
+  WeightSums sums_[2] = {};
+  Real *x_[2] = {}, *previous_[2] = {};  // where storage is narrow: the chunk's x and h(t-1)
+  std::vector<Rounded> rounded_;
   std::vector<Real*> scratch_;
 };
 
 }  // namespace
 
-template <class Real>
+template <class Real, class Stored>
 int64_t backward_workspace(const InstructionSet& set, const Plan& plan,
-                           const Backward<Real>* directions, int D) {
-  return LayerBackward<Real>(set, plan, directions, D, nullptr).workspace();
+                           const Backward<Real, Stored>* directions, int D) {
+  return with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    return LayerBackward<Real, Stored, Panel>(set, plan, directions, D, nullptr).workspace();
+  });
 }
 
-template <class Real>
+template <class Real, class Stored>
 void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
-                        const Backward<Real>* directions, int D, Real* workspace,
+                        const Backward<Real, Stored>* directions, int D, Real* workspace,
                         const Parallel& parallel) {
-  LayerBackward<Real>(set, plan, directions, D, workspace).run(parallel);
+  with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    LayerBackward<Real, Stored, Panel>(set, plan, directions, D, workspace).run(parallel);
+  });
 }
 
-#define GATEDRNN_INSTANTIATE(Real)                                                                 \
-  template int64_t backward_workspace(const InstructionSet&, const Plan&, const Backward<Real>*,   \
-                                      int);                                                        \
-  template void layer_backward_cpu(const InstructionSet&, const Plan&, const Backward<Real>*, int, \
-                                   Real*, const Parallel&);
-GATEDRNN_INSTANTIATE(float)
-GATEDRNN_INSTANTIATE(double)
+#define GATEDRNN_INSTANTIATE(Real, Stored)                                 \
+  template int64_t backward_workspace(const InstructionSet&, const Plan&,  \
+                                      const Backward<Real, Stored>*, int); \
+  template void layer_backward_cpu(const InstructionSet&, const Plan&,     \
+                                   const Backward<Real, Stored>*, int, Real*, const Parallel&);
+GATEDRNN_INSTANTIATE(float, float)
+GATEDRNN_INSTANTIATE(double, double)
+GATEDRNN_INSTANTIATE(float, Half)
+GATEDRNN_INSTANTIATE(float, Bfloat16)
 
 }  // namespace gatedrnn

@@ -29,13 +29,14 @@ static inline void transpose(Vec<Real> (&v)[Simd<Real>::width]) {
 // Forward panels: unit u of gate g is row g * gate_stride + u of w [.., K], and lane u % W of
 // panel[u / panel_stride]. With gate_stride = H, panel_stride = W the gates of a unit stand side by
 // side; with gate_stride = W, panel_stride = G * W a panel holds G * W neighbouring rows.
-template <class Real>
-static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t gate_stride,
-                      int64_t panel_stride, Real* panels, int64_t panel0, int64_t panel1) {
+template <class Stored, class Panel>
+static void pack_rows(const Stored* w, int64_t K, int G, int64_t units, int64_t gate_stride,
+                      int64_t panel_stride, Panel* panels, int64_t panel0, int64_t panel1) {
+  using Real = RealOf<Stored>;
   constexpr int W = Simd<Real>::width;
   const bool gates = panel_stride == W;
   for (int64_t j = panel0; j < panel1; ++j) {
-    Real* panel = panels + j * K * G * W;
+    Panel* panel = panels + j * K * G * W;
     for (int g = 0; g < G; ++g) {
       const int64_t first = j * panel_stride + g * gate_stride;
       const int64_t left = units - j * panel_stride - (gates ? 0 : g * W);
@@ -45,7 +46,7 @@ static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t ga
         for (int m = 0; m < W; ++m)
           v[m] = m < left ? load(w + (first + m) * K + k, K - k) : Vec<Real>{};
         transpose<Real>(v);
-        for (int m = 0; m < W && k + m < K; ++m) store(panel + ((k + m) * G + g) * W, v[m]);
+        for (int m = 0; m < W && k + m < K; ++m) store_gate(panel + (k + m) * G * W, g, G, v[m]);
       }
     }
   }
@@ -53,15 +54,16 @@ static void pack_rows(const Real* w, int64_t K, int G, int64_t units, int64_t ga
 
 // Backward panels: the product runs over the rows of w [K, N], so columns become lanes. Panels may
 // have more rows than w, for several matrices one under the other: panel_rows.
-template <class Real>
-static void pack_columns(const Real* w, int64_t K, int64_t N, Real* panels, int64_t panel_rows,
+template <class Stored, class Panel>
+static void pack_columns(const Stored* w, int64_t K, int64_t N, Panel* panels, int64_t panel_rows,
                          int64_t panel0, int64_t panel1) {
+  using Real = RealOf<Stored>;
   constexpr int W = Simd<Real>::width, span = 4 * W;
   for (int64_t j = panel0; j < panel1; ++j)
     for (int64_t k = 0; k < K; ++k)
       for (int g = 0; g < 4; ++g) {
         const int64_t column = j * span + g * W;
         const Vec<Real> v = column < N ? load(w + k * N + column, N - column) : Vec<Real>{};
-        store(panels + (j * panel_rows + k) * span + g * W, v);
+        store_gate(panels + (j * panel_rows + k) * span, g, 4, v);
       }
 }

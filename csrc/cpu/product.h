@@ -35,23 +35,22 @@ struct Tile {
 enum Layout { by_row, transposed };
 
 // tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M, with a's rows lda apart.
-template <class Real, int M, int G, Layout layout>
+template <class Real, int M, int G, Layout layout, class Panel>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
-                         const Real* panel) {
+                         const Panel* panel) {
   constexpr int W = Simd<Real>::width;
   const int64_t block = layout == by_row || K >= kShortSum ? kBlock : kShortBlock;
   for (int64_t k0 = 0; k0 < K; k0 += block) {
     const int64_t k1 = k0 + block < K ? k0 + block : K;
     Vec<Real> acc[M][G] = {};
     for (int64_t k = k0; k < k1; ++k) {
-      const Real* row = panel + k * G * W;
+      const Panel* row = panel + k * G * W;
       if constexpr (layout == transposed) __builtin_prefetch(a + (k + kAhead) * lda);
-      Vec<Real> w[G];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) {
-        if (g * sizeof(w[g]) % 64 == 0) __builtin_prefetch(row + (kAhead * G + g) * W);  // a line
-        w[g] = load(row + g * W);
-      }
+      for (int g = 0; g < G; ++g)  // line by line
+        if (g * W * sizeof(Panel) % 64 == 0) __builtin_prefetch(row + (kAhead * G + g) * W);
+      Vec<Real> w[G];
+      load_gates(row, w);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const Vec<Real> am = all(layout == by_row ? a[m * lda + k] : a[k * lda + m]);
@@ -67,9 +66,9 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
 }
 
 // The same for a number of rows known at run time, 1 <= M <= kRows<G>.
-template <int G, Layout layout = by_row, class Real>
+template <int G, Layout layout = by_row, class Real, class Panel>
 static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, int64_t lda,
-                    int64_t K, const Real* panel) {
+                    int64_t K, const Panel* panel) {
   const auto rows = [&]<int count>() {
     product_rows<Real, count, G, layout>(tile, to, a, lda, K, panel);
   };

@@ -45,7 +45,8 @@ CellPlan plan_of(const Kernels<Real>& k, Cell cell, int64_t B, int64_t I, int64_
 template <class Real>
 class Products {
  public:
-  Products(const Kernels<Real>& k, bool few, int64_t threads) : k_(k), few_(few) {
+  Products(const InstructionSet& set, bool few, int64_t threads)
+      : k_(kernels_of<Real>(set)), storage_(storage_kernels_of<Real, Real>(set)), few_(few) {
     if (!few) own_ = scratch<Real>(threads * kSumScratch);
   }
 
@@ -125,15 +126,16 @@ class Products {
       const OuterSum<Real>& sum = sums_[i];
       if (sum.a == p.a) {
         const Range n = share(part, p.N, span);
-        k_.outer_sum(sum, 0, sum.M, n.begin, n.end, own);
+        storage_.outer_sum(sum, 0, sum.M, n.begin, n.end, own);
       } else {
         const Range n = share(part, p.N, tile);
-        k_.outer_sum(sum, n.begin, n.end, 0, sum.N, own);
+        storage_.outer_sum(sum, n.begin, n.end, 0, sum.N, own);
       }
     }
   }
 
   const Kernels<Real>& k_;
+  const StorageKernels<Real>& storage_;
   const bool few_;
   int count_ = 0;
   ProductBackward<Real> products_[2];
@@ -170,7 +172,7 @@ void cell_backward_cpu(const InstructionSet& set, CellBackward<Real> p, const Pa
   const auto dgates = scratch<Real>((gru ? 2 : 1) * p.B * N);
   p.dgates_x = dgates.get();
   p.dgates_h = p.dgates_x + (gru ? p.B * N : 0);
-  Products<Real> products(k, plan.few, plan.backward_threads);
+  Products<Real> products(set, plan.few, plan.backward_threads);
   products.add({p.B, N, p.I, p.dgates_x, p.w_ih, p.x, nullptr, p.dx, p.dw_ih, p.db_ih, nullptr});
   products.add({p.B, N, p.H, p.dgates_h, p.w_hh, p.h, gru ? p.dh_prev : nullptr, p.dh_prev, p.dw_hh,
                 p.db_hh, nullptr});
@@ -187,7 +189,7 @@ void cell_backward_cpu(const InstructionSet& set, CellBackward<Real> p, const Pa
 template <class Real>
 void product_backward_cpu(const InstructionSet& set, ProductBackward<Real> p, bool few,
                           const Parallel& parallel) {
-  Products<Real> products(kernels_of<Real>(set), few, parallel.threads);
+  Products<Real> products(set, few, parallel.threads);
   products.add(p);
   Barrier barrier(parallel.threads);
   parallel(parallel.threads, [&](int64_t begin, int64_t end) {

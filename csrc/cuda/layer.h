@@ -9,14 +9,6 @@
 
 namespace gatedrnn {
 
-// Storage of 16 bits; the kernels compute with floats.
-struct Half {
-  uint16_t bits;
-};
-struct Bfloat16 {
-  uint16_t bits;
-};
-
 // What a layer of Real computes with (Wide: sums, pre-activations, carried states) and in what it
 // keeps the gates' gradients, which have no natural range: float16 would lose the small ones.
 template <class Real>

@@ -35,59 +35,6 @@ class OnDevice {
 // `error` is what a launch returned.
 void expect_launched(int error);
 
-template <class Real>
-constexpr Type type_of();
-template <>
-constexpr Type type_of<float>() {
-  return Type::float32;
-}
-template <>
-constexpr Type type_of<double>() {
-  return Type::float64;
-}
-template <>
-constexpr Type type_of<Half>() {
-  return Type::float16;
-}
-template <>
-constexpr Type type_of<Bfloat16>() {
-  return Type::bfloat16;
-}
-
-inline ScalarType scalar_type_of(Type type) {
-  switch (type) {
-    case Type::float32:
-      return ScalarType::Float;
-    case Type::float64:
-      return ScalarType::Double;
-    case Type::float16:
-      return ScalarType::Half;
-    case Type::bfloat16:
-      return ScalarType::BFloat16;
-  }
-  return ScalarType::Undefined;
-}
-
-// run.operator()<Real>() for the storage type of x.
-template <class Run>
-auto with_storage_of(const Tensor& x, Run&& run) {
-  switch (x.scalar_type()) {
-    case ScalarType::Double:
-      return run.template operator()<double>();
-    case ScalarType::Half:
-      return run.template operator()<Half>();
-    case ScalarType::BFloat16:
-      return run.template operator()<Bfloat16>();
-    default:
-      return run.template operator()<float>();
-  }
-}
-
-template <class Real>
-Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
-  return torch::stable::new_empty(like, sizes, scalar_type_of(type_of<Real>()));
-}
-
 // A copy where the type differs, and nothing otherwise.
 template <class Real>
 Tensor as(const Tensor& t) {

@@ -208,7 +208,7 @@ LayerGradients backward(const Layer& l, const Cotangents& given, const Tensor& h
   const OnDevice on(l.x, {given.dy, given.dhn, given.dcn, h0, c0, saved.y, saved.gates, saved.c},
                     weights);
   return with_storage_of(l.x, [&]<class Real>() {
-    check_backward(l, given.dy, given.dhn, given.dcn, c0, saved.y, saved.gates, saved.c,
+    check_backward(l, given.dy, given.dhn, given.dcn, c0, saved.y, saved.gates, l.G, saved.c,
                    scalar_type_of(type_of<typename Types<Real>::Wide>()));
     return backward<Real>(l, on, given, h0, c0, saved, need_input, need_weights, tf32);
   });
@@ -218,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensors> gru_backward_cuda(
     const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
     const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
     const Tensor& gates, bool need_input, bool need_weights, bool tf32) {
-  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cuda);
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerGradients g = backward(l, {dy, dhn, std::nullopt}, h0, std::nullopt, weights,
                               {y, gates, std::nullopt}, need_input, need_weights, tf32);
   return {g.dx, g.dh0, g.dweights};
@@ -229,7 +229,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cuda(
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
     bool need_input, bool need_weights, bool tf32) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cuda);
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   LayerGradients g =
       backward(l, {dy, dhn, dcn}, h0, c0, weights, {y, gates, c}, need_input, need_weights, tf32);
   return {g.dx, g.dh0, g.dc0, g.dweights};

@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward_cuda(const Tensor& x, const Tenso
                                                     const Tensors& weights, bool bias,
                                                     const OptionalTensor& batch_sizes, bool train,
                                                     bool tf32) {
-  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes, Device::cuda);
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerOutput out = forward(l, h0, std::nullopt, weights, train, tf32);
   return {out.y, out.hn, out.gates};
 }
@@ -98,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward_cuda(const Tensor& x, const Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cuda(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, bool train, bool tf32) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes, Device::cuda);
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
   LayerOutput out = forward(l, h0, c0, weights, train, tf32);
   return {out.y, out.hn, out.cn, out.gates, out.c};
