@@ -26,7 +26,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   const bool rows_apart = dy_in && !l.packed() && dy_in->stride(2) == 1;
   const OptionalTensor dy = rows_apart ? dy_in : contiguous_of(dy_in);
   LayerGradients out;
-  out.dx = empty(y, need_input ? l.rows_of(l.I) : std::vector<int64_t>{0});
+  out.dx = reused<Stored>(y, need_input ? l.rows_of(l.I) : std::vector<int64_t>{0});
   out.dh0 = empty(y, {D, l.B, P});
   out.dc0 = empty(y, lstm ? std::vector<int64_t>{D, l.B, H} : std::vector<int64_t>{0});
 

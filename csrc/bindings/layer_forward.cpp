@@ -11,7 +11,7 @@ namespace {
 template <class Real, class Stored>
 Tensor input_projection(const Layer& l, const Rows<const Real>& x, int d) {
   const int64_t N = l.G * l.H;
-  const Tensor out = empty_of<Real>(l.x, l.rows_of(N));
+  const Tensor out = reused<Real>(l.x, l.rows_of(N));
   const Tensor workspace =
       empty_of<Real>(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
   const Rows<Real> y = l.at(writable<Real>(out), N);
@@ -53,14 +53,17 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   const Plan plan = plan_of<Stored>(l, parallel.threads);
   const int64_t kept = gates_kept<Stored>(l.cell) * l.H;
   LayerOutput out;
-  out.y = empty(x, l.rows_of(l.D * l.P));
+  if (!train && l.N * l.D * l.P * int64_t(sizeof(Stored)) >= kLargeBlock) release_blocks();
+  // Of a GRU in training the module returns a copy, so that who changes it does not change what
+  // backward reads.
+  out.y = (train && !lstm ? reused<Stored> : empty_of<Stored>)(x, l.rows_of(l.D * l.P));
   out.hn = empty(x, {l.D, l.B, l.P});
-  out.gates = empty(x, train ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
+  out.gates = reused<Stored>(x, train ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
   out.cn = empty(x, lstm ? std::vector<int64_t>{l.D, l.B, l.H} : std::vector<int64_t>{0});
   // Inference needs the cell state of one step only.
-  out.c = empty_of<Real>(x, !lstm   ? std::vector<int64_t>{0}
-                            : train ? l.rows_of(l.D * l.H)
-                                    : std::vector<int64_t>{l.D, l.B, l.H});
+  out.c = reused<Real>(x, !lstm   ? std::vector<int64_t>{0}
+                          : train ? l.rows_of(l.D * l.H)
+                                  : std::vector<int64_t>{l.D, l.B, l.H});
   if (l.B == 0) return out;
 
   const Tensor h = contiguous_of(h0);

@@ -17,6 +17,14 @@
 #include <vector>
 
 #include "../cpu/layer.h"
+#include "blocks.h"
+
+// Torch's from 2.11 on; null in 2.10.
+extern "C" __attribute__((weak)) AOTITorchError
+torch_from_blob(void* data, int64_t dim, const int64_t* sizes, const int64_t* strides,
+                int64_t offset, int32_t dtype, int32_t device_type, int32_t device_index,
+                AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
+                int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
 
 // Emulated, the CUDA ops serve CPU tensors, in a namespace of their own.
 #ifdef GATEDRNN_EMULATE
@@ -116,6 +124,27 @@ auto with_storage_of(const Tensor& x, Run&& run) {
 template <class Real>
 Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes, scalar_type_of(type_of<Real>()));
+}
+
+// On the CPU, of what does not outlive a step of training: large ones lie in memory of the last
+// one.
+template <class Real>
+Tensor reused(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t count = 1;
+  for (size_t k = sizes.size(); k-- > 0; count *= sizes[k]) strides[k] = count;
+  const int64_t bytes = count * int64_t(sizeof(Real));
+  void* block = torch_from_blob && bytes >= kLargeBlock ? take_block(bytes) : nullptr;
+  if (!block) return empty_of<Real>(like, sizes);
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  AtenTensorHandle tensor = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_from_blob(
+      block, int64_t(sizes.size()), sizes.data(), strides.data(), 0,
+      to<int32_t>(from(scalar_type_of(type_of<Real>()))), aoti_torch_device_type_cpu(), -1, &tensor,
+      aoti_torch_layout_strided(), nullptr, 0, [](void* data, void*) { give_back_block(data); },
+      nullptr));
+  return Tensor(tensor);
 }
 
 template <class Real>
