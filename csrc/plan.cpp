@@ -18,8 +18,9 @@ constexpr int64_t kFewFeatures = 32;
 constexpr int64_t kCellWork = 100000;
 // Read as they lie, weights leave lanes to be added up, which costs a sequence the same however
 // many features there are; transposed, they cost a time for each feature that all sequences share.
-// The two meet where there are this many features a sequence (measured from 16 to 1024 features).
-constexpr int64_t kFeaturesOfRow = 12;
+// The two meet at 3 sequences of few features, 4 of 256, 6 of 512 and 8 of 1024 (measured).
+constexpr int64_t kRowsOfPanel = 3;
+constexpr int64_t kFeaturesOfRow = 200;
 // As many sequences of a thread hide that it packs what others pack too.
 constexpr int64_t kOwnRows = 32;
 // Up to here the weights and their gradients go by once for all four products.
@@ -110,7 +111,7 @@ CellPlan plan_cell(const CellProblem& p) {
     return std::max<int64_t>(1, std::min({int64_t(p.threads), work / kCellWork, most}));
   };
   CellPlan plan{};
-  plan.packed = p.B * kFeaturesOfRow >= p.I + p.H;
+  plan.packed = p.B >= kRowsOfPanel + (p.I + p.H) / kFeaturesOfRow;
   plan.by_rows = plan.packed && panels % p.threads != 0 && p.B >= kOwnRows * p.threads;
   plan.threads = threads(work, plan.by_rows ? p.B : panels);
   plan.few = p.B <= kFewRows;

@@ -145,13 +145,12 @@ class _Step(torch.autograd.Function):
         call, need = ctx.call, ctx.needs_input_grad
         found = None
         if not torch.is_grad_enabled():
-            if call.kernel == "gru_cell":
-                x, h, w_ih, w_hh, *_, kept = ctx.saved_tensors
-                c, weights = None, any(need[3:])
-            else:
-                x, h, c, w_ih, w_hh, *_, kept = ctx.saved_tensors
-                weights = any(need[4:])
-            found = step_backward(x, h, c, w_ih, w_hh, kept, dh, dc, call.bias, need[1], weights)
+            states = 1 if call.kernel == "gru_cell" else 2
+            x, h, *c, w_ih, w_hh = ctx.saved_tensors[: states + 3]
+            found = step_backward(
+                x, h, c[0] if c else None, w_ih, w_hh, ctx.saved_tensors[-1], dh, dc, call.bias,
+                need[1], any(need[2 : 2 + states]), any(need[2 + states :]),
+            )  # fmt: skip
         if found is None:
             return _Forward.backward(ctx, dh, dc)
         return None, *found

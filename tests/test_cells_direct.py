@@ -78,6 +78,28 @@ def test_same_bits_as_the_ops(theirs, ours, dtype, bias, seen, monkeypatch):
 
 
 @cells
+@pytest.mark.parametrize("batch", [1, 9, 40])
+@pytest.mark.parametrize("state", [0, 1])
+def test_gradients_of_states_that_nobody_wants(theirs, ours, batch, state, monkeypatch, seen):
+    """Those of states are computed together or not at all; the others are the same bits."""
+    cell = ours(IN, H)
+    x, *states = (torch.randn(batch, n) for n in (IN, H, H)[:2 + is_lstm(cell)])
+    wanted = [x.requires_grad_(), *cell.parameters()]
+    expected = torch.autograd.grad(called(cell, x, [s.clone().requires_grad_() for s in states])[0]
+                                   .sum(), wanted)
+    found = []
+    function = ops.step_backward
+    monkeypatch.setattr(ops, "step_backward", lambda *a: found.append(function(*a)) or found[-1])
+    if state < len(states):
+        states[state].requires_grad_(state == 1)
+    for a, b in zip(torch.autograd.grad(called(cell, x, states)[0].sum(), wanted), expected,
+                    strict=True):
+        assert torch.equal(a, b)
+    some = any(s.requires_grad for s in states)
+    assert [s is not None for s in found[0][1:1 + len(states)]] == [some] * len(states)
+
+
+@cells
 def test_strided_and_negated(theirs, ours, seen):
     """Strides are followed; a tensor that stands for its negative is left to the dispatcher."""
     cell, x, states = made(ours)

@@ -95,7 +95,7 @@ def test_other_paths():
     narrow = gatedrnn.explain(gatedrnn.GRUCell(4, 4), torch.zeros(3, 4))
     assert "weights transposed" in narrow
     assert "one pass over the weights" in narrow
-    wide = gatedrnn.explain(gatedrnn.LSTMCell(400, 400), torch.zeros(16, 400, dtype=torch.bfloat16))
+    wide = gatedrnn.explain(gatedrnn.LSTMCell(900, 900), torch.zeros(10, 900, dtype=torch.bfloat16))
     assert "computed in float32, weights read as they lie" in wide
     assert "tiled products" in wide
     assert "two products by torch" in gatedrnn.explain(

@@ -70,7 +70,9 @@ def test_plan():
         assert plan["packed"] or not plan["by_rows"]
         assert plan["threads"] <= (B if plan["by_rows"] else -(-H // 16))
         assert plan["threads"] == 1 or B * H * H * 8 >= 100000
-    assert len(ways) == 5
+    assert len(ways) == 4
     assert kernels.cell_plan(1, 64, 64, 4, threads=2)["threads"] == 1
-    assert not kernels.cell_plan(8, 512, 512, 4)["packed"]
+    for H, fewest in [(64, 3), (256, 4), (512, 5), (1024, 8)]:
+        packed = [kernels.cell_plan(B, 1, H, 4)["packed"] for B in (fewest - 1, fewest)]
+        assert packed == [False, True]
     assert kernels.cell_plan(64, 100, 100, 3, threads=2)["by_rows"]

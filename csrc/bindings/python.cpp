@@ -245,7 +245,7 @@ PyObject* forward(const Step& s, const Array& b_ih, const Array& b_hh, bool trai
 
 template <class Real>
 PyObject* backward(const Step& s, const Array& saved, const Array& dh, const Array& dc, bool bias,
-                   bool need_input, bool need_weights, References& references) {
+                   bool need_input, bool need_states, bool need_weights, References& references) {
   Results results(references);
   CellBackward<Real> p{};
   p.cell = s.cell;
@@ -264,8 +264,12 @@ PyObject* backward(const Step& s, const Array& saved, const Array& dh, const Arr
     p.dx = results.add<Real>(s.x);
   else
     results.add_none();
-  p.dh_prev = results.add<Real>(s.h);
-  if (s.c) p.dc_prev = results.add<Real>(s.c);
+  if (need_states) {
+    p.dh_prev = results.add<Real>(s.h);
+    if (s.c) p.dc_prev = results.add<Real>(s.c);
+  } else {
+    for (int missing = s.c ? 2 : 1; missing > 0; --missing) results.add_none();
+  }
   if (need_weights) {
     p.dw_ih = results.add<Real>(s.w_ih);
     p.dw_hh = results.add<Real>(s.w_hh);
@@ -333,7 +337,7 @@ PyObject* cell_forward(PyObject*, PyObject* const* arguments, Py_ssize_t count) 
 }
 
 PyObject* cell_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 11) return PyErr_Format(PyExc_TypeError, "cell_backward takes 11 arguments");
+  if (count != 12) return PyErr_Format(PyExc_TypeError, "cell_backward takes 12 arguments");
   return answer([&](References& references) {
     const Step s(arguments, references);
     const Array saved = array_of(arguments[5], references), dh = array_of(arguments[6], references),
@@ -341,9 +345,8 @@ PyObject* cell_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count)
     require(saved && fits(saved, s.x, {s.B, (s.c ? 5 : 4) * s.H}));
     require((!dh || fits(dh, s.x, {s.B, s.H})) && (!dc || fits(dc, s.x, {s.B, s.H})));
     const auto flag = [&](int k) { return arguments[k] == Py_True; };
-    return s.x.is.bits == 32
-               ? backward<float>(s, saved, dh, dc, flag(8), flag(9), flag(10), references)
-               : backward<double>(s, saved, dh, dc, flag(8), flag(9), flag(10), references);
+    const auto run = s.x.is.bits == 32 ? backward<float> : backward<double>;
+    return run(s, saved, dh, dc, flag(8), flag(9), flag(10), flag(11), references);
   });
 }
 

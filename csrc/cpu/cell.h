@@ -234,7 +234,7 @@ static void cell_gates_backward(const CellBackward<Real>& p, int64_t unit0, int6
         store(dg, d.da_r, n);
         store(dg + H, d.da_z, n);
         store(dg + 2 * H, d.dq, n);
-        store(p.dh_prev + at, d.dh_prev, n);
+        if (p.dh_prev) store(p.dh_prev + at, d.dh_prev, n);
       } else {
         const Real* saved = p.saved + b * 5 * H + u;
         const Vec<Real> dc = p.dc ? load(p.dc + at, n) : Vec<Real>{};
@@ -246,7 +246,7 @@ static void cell_gates_backward(const CellBackward<Real>& p, int64_t unit0, int6
         store(dx + H, d.da_f, n);
         store(dx + 2 * H, d.da_g, n);
         store(dx + 3 * H, d.da_o, n);
-        store(p.dc_prev + at, d.dc_prev, n);
+        if (p.dc_prev) store(p.dc_prev + at, d.dc_prev, n);
       }
     }
 }

@@ -89,7 +89,7 @@ struct CellBackward {
   const Real* saved;
   const Real *dh, *dc;        // [B, H] or null: zero
   Real* dx;                   // [B, I] or null: not wanted
-  Real *dh_prev, *dc_prev;    // [B, H], [B, H] (LSTM)
+  Real *dh_prev, *dc_prev;    // [B, H], [B, H] (LSTM) or null: not wanted
   Real *dw_ih, *dw_hh;        // [G*H, I], [G*H, H] or null: not wanted
   Real *db_ih, *db_hh;        // [G*H] or null
   Real *dgates_x, *dgates_h;  // [B, G*H] scratch; GRU: r, z, n and r, z, q; LSTM: the same
