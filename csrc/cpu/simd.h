@@ -49,19 +49,63 @@ inline Vec<Real> all(Real x) {
   return x - Vec<Real>{};
 }
 
-// The first n lanes, for the last units of a row: reads and writes nothing beyond them.
+// The first n lanes, n > 0, for the last units of a row: reads and writes nothing beyond them.
+#if GATEDRNN_VECTOR_BYTES == 64
+inline Vec<float> load_first(const float* p, int64_t n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), p);
+}
+inline Vec<double> load_first(const double* p, int64_t n) {
+  return _mm512_maskz_loadu_pd(__mmask8((1 << n) - 1), p);
+}
+inline void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), v);
+}
+inline void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm512_mask_storeu_pd(p, __mmask8((1 << n) - 1), v);
+}
+#elif GATEDRNN_VECTOR_BYTES == 32
+inline __m256i first_lanes(float, int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i first_lanes(double, int64_t n) {
+  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+inline Vec<float> load_first(const float* p, int64_t n) {
+  return _mm256_maskload_ps(p, first_lanes(0.f, n));
+}
+inline Vec<double> load_first(const double* p, int64_t n) {
+  return _mm256_maskload_pd(p, first_lanes(0., n));
+}
+inline void store_first(float* p, Vec<float> v, int64_t n) {
+  _mm256_maskstore_ps(p, first_lanes(0.f, n), v);
+}
+inline void store_first(double* p, Vec<double> v, int64_t n) {
+  _mm256_maskstore_pd(p, first_lanes(0., n), v);
+}
+#else
 template <class Real>
-inline Vec<Real> load(const Real* p, int64_t n) {
-  if (n >= Simd<Real>::width) return load(p);
+inline Vec<Real> load_first(const Real* p, int64_t n) {
   Vec<Real> v = {};
   for (int64_t k = 0; k < n; ++k) v[k] = p[k];
   return v;
 }
+template <class Real>
+inline void store_first(Real* p, Vec<Real> v, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) p[k] = v[k];
+}
+#endif
+
+template <class Real>
+inline Vec<Real> load(const Real* p, int64_t n) {
+  return n >= Simd<Real>::width ? load(p) : load_first(p, n);
+}
 
 template <class Real>
 inline void store(Real* p, Vec<Real> v, int64_t n) {
-  if (n >= Simd<Real>::width) return store(p, v);
-  for (int64_t k = 0; k < n; ++k) p[k] = v[k];
+  if (n >= Simd<Real>::width)
+    store(p, v);
+  else
+    store_first(p, v, n);
 }
 
 // e^x = 2^n e^r with |r| <= ln(2) / 2, as the pair 2^n and e^r - 1: kept apart, they give exp and
