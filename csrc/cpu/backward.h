@@ -27,13 +27,13 @@ template <class Real, class Stored, class Panel>
 static void recurrent_gradient(const BackwardStep<Real, Stored, Panel>& s, Tile<Real>& a,
                                const Real* d, int64_t j, int M) {
   const Backward<Real, Stored>& p = s.p;
-  const int64_t span = 4 * Simd<Real>::width, ld = s.work.gate_row;
+  const int64_t span = 4 * Simd<Real>::width, ld = s.work.gate_row, left = p.P - j * span;
   if (p.cell == Cell::gru) {
     const Panel* panel = s.work.w_hh + j * 3 * p.H * span;
-    product<4>(a, {0, 1, 2, 3}, M, d, ld, 2 * p.H, panel);
-    product<4>(a, {0, 1, 2, 3}, M, d + 3 * p.H, ld, p.H, panel + 2 * p.H * span);
+    product_of_span(a, left, M, d, ld, 2 * p.H, panel);
+    product_of_span(a, left, M, d + 3 * p.H, ld, p.H, panel + 2 * p.H * span);
   } else {
-    product<4>(a, {0, 1, 2, 3}, M, d, ld, 4 * p.H, s.work.w_hh + j * 4 * p.H * span);
+    product_of_span(a, left, M, d, ld, 4 * p.H, s.work.w_hh + j * 4 * p.H * span);
   }
 }
 
@@ -129,7 +129,8 @@ static void projected_step(const BackwardStep<Real, Stored, Panel>& s, int64_t r
   part.wait();
   tiles<4>(panels_of(p.H, 4 * W), part, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a = {};
-    product<4>(a, {0, 1, 2, 3}, M, s.chunk.dh.at(s.t, b), p.P, p.P, s.work.w_hr + j * p.P * 4 * W);
+    product_of_span(a, p.H - j * 4 * W, M, s.chunk.dh.at(s.t, b), p.P, p.P,
+                    s.work.w_hr + j * p.P * 4 * W);
     gates_gradient(s, a, j, b, M);
   });
 }

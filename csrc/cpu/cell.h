@@ -332,7 +332,7 @@ static void input_gradient(const ProductBackward<Real>& p, int64_t row0, int64_t
       const Real* sum = n ? p.da : p.direct;
       tiles<4>(1, Part{}, row0, row1, row1, [&](int64_t, int64_t b, int M) {
         Tile<Real> a = {};
-        product<4>(a, {0, 1, 2, 3}, M, p.d + b * p.N + n, p.N, rows, scratch);
+        product_of_span(a, p.K - column, M, p.d + b * p.N + n, p.N, rows, scratch);
         for (int m = 0; m < M; ++m)
           for (int v = 0; v < 4; ++v) {
             const int64_t k = column + v * W, at = (b + m) * p.K + k, left = p.K - k;

@@ -127,7 +127,8 @@ static void projection_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j
   constexpr int W = Simd<Real>::width;
   const Forward<Real, Stored>& p = s.p;
   Tile<Real> a = {};
-  product<4>(a, {0, 1, 2, 3}, M, s.work.hidden + b * p.H, p.H, p.H, s.work.w_hr + j * p.H * 4 * W);
+  product_of_span(a, p.P - j * 4 * W, M, s.work.hidden + b * p.H, p.H, p.H,
+                  s.work.w_hr + j * p.H * 4 * W);
   for (int m = 0; m < M; ++m)
     for (int g = 0; g < 4; ++g) {
       const int64_t u = (j * 4 + g) * W;

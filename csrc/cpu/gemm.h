@@ -14,8 +14,8 @@ static void multiply(const Multiply<Real, Stored>& p, int64_t block0, int64_t bl
     const int64_t end = min_of(p.inner, row + kRowBlock);
     tiles<4>(panels_of(p.N, 4 * W), Part{}, row, end, end, [&](int64_t j, int64_t r, int M) {
       Tile<Real> sum = {};
-      product<4>(sum, {0, 1, 2, 3}, M, a + r * p.a_inner, p.a_inner, p.K,
-                 p.panels + j * p.K * 4 * W);
+      product_of_span(sum, p.N - j * 4 * W, M, a + r * p.a_inner, p.a_inner, p.K,
+                      p.panels + j * p.K * 4 * W);
       for (int g = 0; g < 4 && (j * 4 + g) * W < p.N; ++g)
         for (int m = 0; m < M; ++m) {
           const int64_t column = (j * 4 + g) * W, left = p.N - column;
@@ -52,8 +52,8 @@ static void outer_sum(const OuterSum<Real, Stored>& p, int64_t m0, int64_t m1, i
             for (int64_t i = 0; i < M; ++i)
               for (int64_t v = 0; v < 4; ++v)
                 __builtin_prefetch(p.c + (m + i) * p.c_row + nb + (j * 4 + v) * W);
-          product<4, transposed>(sum, {0, 1, 2, 3}, M, p.a + k0 * p.a_row + m, p.a_row, rows,
-                                 scratch + j * kSumChunk * 4 * W);
+          product_of_span<transposed>(sum, ne - nb - j * 4 * W, M, p.a + k0 * p.a_row + m, p.a_row,
+                                      rows, scratch + j * kSumChunk * 4 * W);
           for (int64_t v = 0; v < 4 && nb + (j * 4 + v) * W < ne; ++v)
             for (int64_t i = 0; i < M; ++i) {
               const int64_t column = nb + (j * 4 + v) * W, left = ne - column;

@@ -34,8 +34,9 @@ struct Tile {
 // How the tile's factor a lies: as [M][K], or as [K][M].
 enum Layout { by_row, transposed };
 
-// tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M, with a's rows lda apart.
-template <class Real, int M, int G, Layout layout, class Panel>
+// tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M, with a's rows lda apart. A
+// panel's rows are S >= G vectors.
+template <class Real, int M, int G, Layout layout, int S, class Panel>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Panel* panel) {
   constexpr int W = Simd<Real>::width;
@@ -44,13 +45,13 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
     const int64_t k1 = k0 + block < K ? k0 + block : K;
     Vec<Real> acc[M][G] = {};
     for (int64_t k = k0; k < k1; ++k) {
-      const Panel* row = panel + k * G * W;
+      const Panel* row = panel + k * S * W;
       if constexpr (layout == transposed) __builtin_prefetch(a + (k + kAhead) * lda);
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g)  // line by line
-        if (g * W * sizeof(Panel) % 64 == 0) __builtin_prefetch(row + (kAhead * G + g) * W);
+        if (g * W * sizeof(Panel) % 64 == 0) __builtin_prefetch(row + (kAhead * S + g) * W);
       Vec<Real> w[G];
-      load_gates(row, w);
+      load_gates<S>(row, w);
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
         const Vec<Real> am = all(layout == by_row ? a[m * lda + k] : a[k * lda + m]);
@@ -65,25 +66,37 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
   }
 }
 
-// The same for a number of rows known at run time, 1 <= M <= kRows<G>.
-template <int G, Layout layout = by_row, class Real, class Panel>
+// The same for a number of rows known at run time, 1 <= M <= kRows<S>.
+template <int G, Layout layout = by_row, int S = G, class Real, class Panel>
 static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, int64_t lda,
                     int64_t K, const Panel* panel) {
   const auto rows = [&]<int count>() {
-    product_rows<Real, count, G, layout>(tile, to, a, lda, K, panel);
+    product_rows<Real, count, G, layout, S>(tile, to, a, lda, K, panel);
   };
-  if constexpr (kRows<G> > 4) {
+  if constexpr (kRows<S> > 4) {
     if (M == 5) return rows.template operator()<5>();
     if (M == 6) return rows.template operator()<6>();
   }
-  if constexpr (kRows<G> > 6) {
+  if constexpr (kRows<S> > 6) {
     if (M == 7) return rows.template operator()<7>();
     if (M == 8) return rows.template operator()<8>();
   }
-  if constexpr (kRows<G> > 3) {
+  if constexpr (kRows<S> > 3) {
     if (M == 4) return rows.template operator()<4>();
   }
   if (M == 3) return rows.template operator()<3>();
   if (M == 2) return rows.template operator()<2>();
   return rows.template operator()<1>();
+}
+
+// The same where a panel's vectors are neighbouring columns, of which `left` are left: no others
+// are computed.
+template <Layout layout = by_row, class Real, class Panel>
+static void product_of_span(Tile<Real>& tile, int64_t left, int M, const Real* a, int64_t lda,
+                            int64_t K, const Panel* panel) {
+  constexpr int W = Simd<Real>::width;
+  if (left > 3 * W) return product<4, layout>(tile, {0, 1, 2, 3}, M, a, lda, K, panel);
+  if (left > 2 * W) return product<3, layout, 4>(tile, {0, 1, 2}, M, a, lda, K, panel);
+  if (left > W) return product<2, layout, 4>(tile, {0, 1}, M, a, lda, K, panel);
+  product<1, layout, 4>(tile, {0}, M, a, lda, K, panel);
 }

@@ -96,8 +96,8 @@ inline Vec<float> load(const Half* p, int64_t n) { return load_narrow(p, n); }
 inline void store(Bfloat16* p, Vec<float> x, int64_t n) { store_narrow(p, x, n); }
 inline void store(Half* p, Vec<float> x, int64_t n) { store_narrow(p, x, n); }
 
-// A panel's row for one k: its G vectors follow each other.
-template <class Real, int G>
+// The first G vectors of a panel's row for one k: its S vectors follow each other.
+template <int S, class Real, int G>
 inline void load_gates(const Real* row, Vec<Real> (&w)[G]) {
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) w[g] = load(row + g * Simd<Real>::width);
@@ -110,17 +110,17 @@ inline void store_gate(Real* row, int g, int /* of */, Vec<Real> w) {
 
 // In 16 bits two neighbouring vectors lie lane by lane side by side, the first one's lanes in the
 // low halves: to part them takes one instruction each.
-template <int G>
+template <int S, int G>
 inline void load_gates(const Bfloat16* row, Vec<float> (&w)[G]) {
   constexpr int W = Simd<float>::width;
 #pragma GCC unroll 2
-  for (int g = 0; g + 1 < G; g += 2) {
+  for (int g = 0; g < G && g + 1 < S; g += 2) {
     Uint32 pair;
     __builtin_memcpy(&pair, row + g * W, sizeof pair);
     w[g] = reinterpret_cast<Vec<float>>(pair << 16);
-    w[g + 1] = reinterpret_cast<Vec<float>>(pair & 0xffff0000u);
+    if (g + 1 < G) w[g + 1] = reinterpret_cast<Vec<float>>(pair & 0xffff0000u);
   }
-  if constexpr (G % 2) w[G - 1] = load(row + (G - 1) * W, W);
+  if constexpr (G == S && G % 2) w[G - 1] = load(row + (G - 1) * W, W);
 }
 
 inline void store_gate(Bfloat16* row, int g, int of, Vec<float> w) {
