@@ -10,6 +10,10 @@
 
 namespace gatedrnn {
 
+// Of a function that objects for several instruction sets define, the linker keeps one copy, which
+// may be one that the machine does not understand. Hence no copy: it is part of each caller.
+#define GATEDRNN_INLINE inline __attribute__((always_inline))
+
 enum class Cell { gru, lstm };
 
 // Storage of 16 bits; the kernels compute with floats.
@@ -29,11 +33,11 @@ struct Rows {
   const int64_t* offsets = nullptr;  // [T + 1] packed: the first row of each step
   int64_t first = 0;                 // the step with which `data` begins
 
-  Real* at(int64_t t, int64_t b) const {
+  GATEDRNN_INLINE Real* at(int64_t t, int64_t b) const {
     if (offsets) return data + (offsets[t] - offsets[first] + b) * row;
     return data + (t - first) * step + b * row;
   }
-  explicit operator bool() const { return data != nullptr; }
+  GATEDRNN_INLINE explicit operator bool() const { return data != nullptr; }
 };
 
 struct Sizes {
@@ -42,8 +46,12 @@ struct Sizes {
   const int64_t* offsets;
   bool reverse;  // walk from the last step to the first
 
-  int64_t active(int64_t t) const { return offsets ? offsets[t + 1] - offsets[t] : B; }
-  int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step walked
+  GATEDRNN_INLINE int64_t active(int64_t t) const {
+    return offsets ? offsets[t + 1] - offsets[t] : B;
+  }
+  GATEDRNN_INLINE int64_t step(int64_t s) const {
+    return reverse ? T - 1 - s : s;
+  }  // the s-th step walked
 };
 
 // One direction of one layer, forward. Training keeps `gates` (and for the LSTM `c`) of all steps.

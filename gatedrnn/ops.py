@@ -101,21 +101,24 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        call, saved = ctx.call, ctx.saved_tensors
-        kernel = KERNELS[call.kernel]
-        need = ctx.needs_input_grad[1:]
-        tensors, kept = saved[: len(need)], saved[len(need) :]
-        cotangents = list(gradients[: kernel.outputs])
-        if _in_vmap():
-            found = _reference_backward(call, tensors, cotangents)
-        elif torch.is_grad_enabled():
-            found = _Backward.apply(call, kept, len(cotangents), *cotangents, *tensors)
-        else:
-            weights = any(need[1 + kernel.states :])
-            found = kernel.backward(call, cotangents, tensors, kept, need[0], weights)
-            if not weights:
-                found += [None] * (len(need) - len(found))
-        return None, *(g if wanted else None for g, wanted in zip(found, need, strict=True))
+        return _gradients(ctx, ctx.saved_tensors, *gradients)
+
+
+def _gradients(ctx: Any, saved: Tensors, *gradients: Tensor | None) -> Any:
+    call, kernel = ctx.call, KERNELS[ctx.call.kernel]
+    need = ctx.needs_input_grad[1:]
+    tensors, kept = saved[: len(need)], saved[len(need) :]
+    cotangents = list(gradients[: kernel.outputs])
+    if _in_vmap():
+        found = _reference_backward(call, tensors, cotangents)
+    elif torch.is_grad_enabled():
+        found = _Backward.apply(call, kept, len(cotangents), *cotangents, *tensors)
+    else:
+        weights = any(need[1 + kernel.states :])
+        found = kernel.backward(call, cotangents, tensors, kept, need[0], weights)
+        if not weights:
+            found += [None] * (len(need) - len(found))
+    return None, *(g if wanted else None for g, wanted in zip(found, need, strict=True))
 
 
 class _EagerForward(torch.autograd.Function):
@@ -142,18 +145,17 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None = None) -> Any:
-        call, need = ctx.call, ctx.needs_input_grad
+        # Once: a checkpoint's may not be asked for again.
+        call, need, saved = ctx.call, ctx.needs_input_grad, ctx.saved_tensors
         found = None
         if not torch.is_grad_enabled():
-            states = 1 if call.kernel == "gru_cell" else 2
-            x, h, *c, w_ih, w_hh = ctx.saved_tensors[: states + 3]
+            states = KERNELS[call.kernel].states
+            x, h, *c, w_ih, w_hh = saved[: states + 3]
             found = step_backward(
-                x, h, c[0] if c else None, w_ih, w_hh, ctx.saved_tensors[-1], dh, dc, call.bias,
+                x, h, c[0] if c else None, w_ih, w_hh, saved[-1], dh, dc, call.bias,
                 need[1], any(need[2 : 2 + states]), any(need[2 + states :]),
             )  # fmt: skip
-        if found is None:
-            return _Forward.backward(ctx, dh, dc)
-        return None, *found
+        return _gradients(ctx, saved, dh, dc) if found is None else (None, *found)
 
 
 def step(

@@ -63,7 +63,7 @@ struct Part {
   int64_t begin = 0, end = 1, of = 1;
   Barrier* barrier = nullptr;
 
-  void wait() const {
+  GATEDRNN_INLINE void wait() const {
     if (barrier) barrier->wait(end - begin);
   }
 };
@@ -127,7 +127,7 @@ constexpr int64_t kSumColumns = 256;  // columns of b packed with them
 constexpr int64_t kFewColumns = 64;   // fewer are better the rows of a product than its columns
 constexpr int64_t kSumScratch = kSumChunk * kSumColumns;  // elements an outer_sum needs
 
-inline int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
+GATEDRNN_INLINE int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 // What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that
 // of the weights, of the bias and of a.
@@ -145,7 +145,7 @@ struct ProductBackward {
 };
 
 constexpr int64_t kStretch = 64;
-inline int64_t stretches(int64_t N) { return (N + kStretch - 1) / kStretch; }
+GATEDRNN_INLINE int64_t stretches(int64_t N) { return (N + kStretch - 1) / kStretch; }
 
 // What depends on how tensors are stored, and on the weights' panels: those are of Real where they
 // stay in a core's L2, else may be as narrow as the weights themselves.

@@ -49,8 +49,20 @@ inline Vec<Real> all(Real x) {
   return x - Vec<Real>{};
 }
 
-// The first n lanes, n > 0, for the last units of a row: reads and writes nothing beyond them.
-#if GATEDRNN_VECTOR_BYTES == 64
+// The first n lanes, n > 0, for the last units of a row: reads and writes nothing beyond them. By
+// masks, which AddressSanitizer does not see.
+#if defined(__SANITIZE_ADDRESS__) || GATEDRNN_VECTOR_BYTES < 32
+template <class Real>
+inline Vec<Real> load_first(const Real* p, int64_t n) {
+  Vec<Real> v = {};
+  for (int64_t k = 0; k < n; ++k) v[k] = p[k];
+  return v;
+}
+template <class Real>
+inline void store_first(Real* p, Vec<Real> v, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) p[k] = v[k];
+}
+#elif GATEDRNN_VECTOR_BYTES == 64
 inline Vec<float> load_first(const float* p, int64_t n) {
   return _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), p);
 }
@@ -63,7 +75,7 @@ inline void store_first(float* p, Vec<float> v, int64_t n) {
 inline void store_first(double* p, Vec<double> v, int64_t n) {
   _mm512_mask_storeu_pd(p, __mmask8((1 << n) - 1), v);
 }
-#elif GATEDRNN_VECTOR_BYTES == 32
+#else
 inline __m256i first_lanes(float, int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -81,17 +93,6 @@ inline void store_first(float* p, Vec<float> v, int64_t n) {
 }
 inline void store_first(double* p, Vec<double> v, int64_t n) {
   _mm256_maskstore_pd(p, first_lanes(0., n), v);
-}
-#else
-template <class Real>
-inline Vec<Real> load_first(const Real* p, int64_t n) {
-  Vec<Real> v = {};
-  for (int64_t k = 0; k < n; ++k) v[k] = p[k];
-  return v;
-}
-template <class Real>
-inline void store_first(Real* p, Vec<Real> v, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) p[k] = v[k];
 }
 #endif
 
