@@ -76,19 +76,20 @@ static void outer_sum(const OuterSum<Real, Stored>& p, int64_t m0, int64_t m1, i
   }
 }
 
-// Sums of the columns [m0, m1) of a, in blocks as the products' sums.
+// Sums of the columns [m0, m1) of a: in blocks, then those of this call, and then of all, so that
+// rounding errors grow with none of the three alone.
 template <class Real>
 static void column_sums(const Real* a, int64_t a_row, int64_t K, int64_t m0, int64_t m1, Real* sums,
                         bool accumulate) {
   constexpr int W = Simd<Real>::width;
   for (int64_t m = m0; m < m1; m += W) {
     const int64_t n = m1 - m;
-    Vec<Real> total = accumulate ? load(sums + m, n) : Vec<Real>{};
+    Vec<Real> total = {};
     for (int64_t k0 = 0; k0 < K; k0 += kShortBlock) {
       Vec<Real> sum = {};
       for (int64_t k = k0; k < min_of(K, k0 + kShortBlock); ++k) sum += load(a + k * a_row + m, n);
       total += sum;
     }
-    store(sums + m, total, n);
+    store(sums + m, accumulate ? load(sums + m, n) + total : total, n);
   }
 }
