@@ -9,7 +9,7 @@ namespace {
 // W_ih x of all steps, (T, B, G*H), without bias. Steps or sequences are the outer rows, whichever
 // are fewer.
 template <class Real, class Stored>
-Tensor input_projection(const Layer& l, const Rows<const Real>& x, int d) {
+Tensor input_projection(const Layer& l, const Plan& plan, const Rows<const Real>& x, int d) {
   const int64_t N = l.G * l.H;
   const Tensor out = reused<Real>(l.x, l.rows_of(N));
   const Tensor workspace =
@@ -23,7 +23,8 @@ Tensor input_projection(const Layer& l, const Rows<const Real>& x, int d) {
       p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row, false};
   }
   const Stored* w = pointer<Stored>(l.w_ih(d));
-  multiply_cpu<Real>(instruction_set(), p, w, writable<Real>(workspace), torch_threads());
+  multiply_cpu<Real>(instruction_set(), p, w, writable<Real>(workspace), plan.threads,
+                     torch_threads());
   return out;
 }
 
@@ -76,7 +77,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
     if (plan.project_first) {
-      projected[d] = input_projection<Real, Stored>(l, ahead, d);
+      projected[d] = input_projection<Real, Stored>(l, plan, ahead, d);
       p[d].projected = l.at<const Real>(pointer<Real>(projected[d]), l.G * l.H);
     } else {
       p[d].x = l.input<Stored>();

@@ -293,7 +293,7 @@ Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int t
   omp_set_num_threads(threads);
   multiply_cpu<Real>(set_of(isa),
                      {1, rows, K, N, a.data(), 0, K, nullptr, c.mutable_data(), 0, N, false},
-                     w.data(), workspace.data(), openmp(threads));
+                     w.data(), workspace.data(), threads, openmp(threads));
   return c;
 }
 

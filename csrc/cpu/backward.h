@@ -119,15 +119,16 @@ static void projected_step(const BackwardStep<Real, Stored, Panel>& s, int64_t r
                            const Part& part) {
   const Backward<Real, Stored>& p = s.p;
   constexpr int W = Simd<Real>::width;
-  tiles<4>(panels_of(p.P, 4 * W), part, row0, s.carried, rows, [&](int64_t j, int64_t b, int M) {
-    Tile<Real> a;
-    state_gradient(s, a, j, b, M);
-    for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
-      for (int m = 0; m < M; ++m)
-        store(s.chunk.dh.at(s.t, b + m) + (j * 4 + g) * W, a.v[g][m], p.P - (j * 4 + g) * W);
-  });
+  tiles<4>(
+      panels_of(p.P, 4 * W), part, s.t, row0, s.carried, rows, [&](int64_t j, int64_t b, int M) {
+        Tile<Real> a;
+        state_gradient(s, a, j, b, M);
+        for (int g = 0; g < 4 && (j * 4 + g) * W < p.P; ++g)
+          for (int m = 0; m < M; ++m)
+            store(s.chunk.dh.at(s.t, b + m) + (j * 4 + g) * W, a.v[g][m], p.P - (j * 4 + g) * W);
+      });
   part.wait();
-  tiles<4>(panels_of(p.H, 4 * W), part, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
+  tiles<4>(panels_of(p.H, 4 * W), part, s.t, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a = {};
     product_of_span(a, p.H - j * 4 * W, M, s.chunk.dh.at(s.t, b), p.P, p.P,
                     s.work.w_hr + j * p.P * 4 * W);
@@ -155,7 +156,7 @@ static void backward(const Backward<Real, Stored>& p, const BackwardWork<Real, P
     if (p.w_hr)
       projected_step(s, row0, rows, part);
     else
-      tiles<4>(panels_of(p.P, 4 * W), part, row0, s.carried, rows,
+      tiles<4>(panels_of(p.P, 4 * W), part, s.t, row0, s.carried, rows,
                [&](int64_t j, int64_t b, int M) {
                  Tile<Real> a;
                  state_gradient(s, a, j, b, M);
@@ -163,7 +164,7 @@ static void backward(const Backward<Real, Stored>& p, const BackwardWork<Real, P
                });
     part.wait();
     // Rows whose first step this was: their dh0 is complete after one more product.
-    tiles<4>(panels_of(p.P, 4 * W), part, max_of(row0, s.begun), rows, rows,
+    tiles<4>(panels_of(p.P, 4 * W), part, t, max_of(row0, s.begun), rows, rows,
              [&](int64_t j, int64_t b, int M) {
                Tile<Real> a = {};
                recurrent_gradient(s, a, chunk.dgates.at(t, b), j, M);

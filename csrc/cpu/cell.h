@@ -182,7 +182,7 @@ static void cell_forward_panel(const CellForward<Real>& p, int64_t row0, int64_t
   Real* state = panel + p.I * G * W;
   pack_rows(p.w_ih + u * p.I, p.I, G, n, p.H, W, panel, 0, 1);
   pack_rows(p.w_hh + u * p.H, p.H, G, n, p.H, W, state, 0, 1);
-  tiles<G>(1, Part{}, row0, row1, row1, [&](int64_t, int64_t b, int M) {
+  tiles<G>(1, Part{}, 0, row0, row1, row1, [&](int64_t, int64_t b, int M) {
     Tile<Real> a;
     for (int g = 0; g < 4; ++g)
       for (int m = 0; m < M; ++m) a.v[g][m] = bias[g];
@@ -330,7 +330,7 @@ static void input_gradient(const ProductBackward<Real>& p, int64_t row0, int64_t
                 k < p.K ? load(p.w + (n + r) * p.K + k, p.K - k) : Vec<Real>{});
         }
       const Real* sum = n ? p.da : p.direct;
-      tiles<4>(1, Part{}, row0, row1, row1, [&](int64_t, int64_t b, int M) {
+      tiles<4>(1, Part{}, 0, row0, row1, row1, [&](int64_t, int64_t b, int M) {
         Tile<Real> a = {};
         product_of_span(a, p.K - column, M, p.d + b * p.N + n, p.N, rows, scratch);
         for (int m = 0; m < M; ++m)

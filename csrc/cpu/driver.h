@@ -11,7 +11,8 @@ namespace gatedrnn {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kAlign = 16;  // elements: keeps every buffer on its own cache line
+constexpr int64_t kManyBlocks = 16;  // of a thread: one more or less does not matter
+constexpr int64_t kAlign = 16;       // elements: keeps every buffer on its own cache line
 inline int64_t aligned(int64_t n) { return ceil_div(n, kAlign) * kAlign; }
 inline int64_t apart(int64_t n) { return aligned(n) + kAlign; }  // rows that lie apart in L1
 
@@ -41,6 +42,28 @@ auto with_panel(const Plan& plan, Body body) {
   if constexpr (std::is_same_v<Stored, Bfloat16>)
     if (plan.narrow_panels) return body.template operator()<Stored>();
   return body.template operator()<Real>();
+}
+
+// p.c (+)= p.a w by all threads: each has panels for itself, if they can be shared evenly, else
+// rows, in blocks as even as they can be. With pack(panel0, panel1) the panels are made here.
+template <class Real, class Stored, class Pack = std::nullptr_t>
+void multiply_by_all(const StorageKernels<Real, Stored>& k, Multiply<Real, Stored> p, int64_t W,
+                     int64_t threads, const Parallel& parallel, Pack pack = {}) {
+  constexpr bool packs = !std::is_null_pointer_v<Pack>;
+  const int64_t panels = ceil_div(p.N, 4 * W);
+  if (panels % threads == 0)
+    return parallel(threads, [&](int64_t begin, int64_t end) {
+      if constexpr (packs) pack(panels * begin / threads, panels * end / threads);
+      k.multiply(p, 0, p.outer * p.blocks(), {begin, end, threads, nullptr});
+    });
+  if constexpr (packs) parallel(panels, [&](int64_t begin, int64_t end) { pack(begin, end); });
+  int64_t count = p.blocks();
+  while (p.outer * count % threads != 0 && p.outer * count < kManyBlocks * threads &&
+         count < p.inner)
+    ++count;
+  p.block = ceil_div(p.inner, count);
+  parallel(p.outer * p.blocks(),
+           [&](int64_t begin, int64_t end) { k.multiply(p, begin, end, {}); });
 }
 
 // Calls loop(direction, row0, row1, part) so that all rows and units of all directions are walked.

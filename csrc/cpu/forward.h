@@ -139,12 +139,14 @@ static void projection_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j
 
 // Calls tile(panel, row, M) for the part's panels and the rows [from, to), cut at `cut` because the
 // rows on either side of it have their state in different places. Tiles are as even as they can be:
-// a last one of few rows would wait for its weights.
+// a last one of few rows would wait for its weights. Every other step goes from the last panel to
+// the first: of weights that overflow L2 the ones that were read last are still there.
 template <int G, class Body>
-static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, int64_t to,
-                  Body tile) {
-  const int64_t j1 = panels * part.end / part.of;
-  for (int64_t j = panels * part.begin / part.of; j < j1; ++j)
+static void tiles(int64_t panels, const Part& part, int64_t step, int64_t from, int64_t cut,
+                  int64_t to, Body tile) {
+  const int64_t j0 = panels * part.begin / part.of, j1 = panels * part.end / part.of;
+  for (int64_t n = j0; n < j1; ++n) {
+    const int64_t j = step % 2 ? j0 + j1 - 1 - n : n;
     for (int64_t b = from; b < to;) {
       const int64_t left = (b < cut ? min_of(cut, to) : to) - b;
       const int64_t count = (left + kRows<G> - 1) / kRows<G>;
@@ -152,6 +154,7 @@ static void tiles(int64_t panels, const Part& part, int64_t from, int64_t cut, i
       tile(j, b, M);
       b += M;
     }
+  }
 }
 
 // The part's share of the rows [row0, row1) of n numbers: `to`'s are `row` apart.
@@ -205,12 +208,12 @@ static void forward(const Forward<Real, Stored>& p, const ForwardWork<Real, Pane
                                        k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
     const auto tile = [&](int64_t j, int64_t b, int M) { forward_tile(s, j, b, M); };
     if (p.cell == Cell::gru)
-      tiles<3>(panels_of(p.H, W), part, row0, s.carried, rows, tile);
+      tiles<3>(panels_of(p.H, W), part, k, row0, s.carried, rows, tile);
     else
-      tiles<4>(panels_of(p.H, W), part, row0, s.carried, rows, tile);
+      tiles<4>(panels_of(p.H, W), part, k, row0, s.carried, rows, tile);
     if (p.w_hr) {
       part.wait();
-      tiles<4>(panels_of(p.P, 4 * W), part, row0, rows, rows,
+      tiles<4>(panels_of(p.P, 4 * W), part, k, row0, rows, rows,
                [&](int64_t j, int64_t b, int M) { projection_tile(s, j, b, M); });
     }
     part.wait();

@@ -3,16 +3,17 @@
 // shapes. Included inside the namespace of an instruction set.
 #pragma once
 
-// c (+)= a w, for the blocks [block0, block1) of outer * row_blocks(inner).
+// c (+)= a w, for some blocks of rows and a part of the panels.
 template <class Real, class Stored>
-static void multiply(const Multiply<Real, Stored>& p, int64_t block0, int64_t block1) {
+static void multiply(const Multiply<Real, Stored>& p, int64_t block0, int64_t block1,
+                     const Part& part) {
   constexpr int W = Simd<Real>::width;
   for (int64_t n = block0; n < block1; ++n) {
-    const int64_t group = n / row_blocks(p.inner), row = n % row_blocks(p.inner) * kRowBlock;
+    const int64_t group = n / p.blocks(), row = n % p.blocks() * p.block;
     const Real* a = p.a + group * p.a_outer;
     Stored* c = p.c + group * p.c_outer;
-    const int64_t end = min_of(p.inner, row + kRowBlock);
-    tiles<4>(panels_of(p.N, 4 * W), Part{}, row, end, end, [&](int64_t j, int64_t r, int M) {
+    const int64_t end = min_of(p.inner, row + p.block);
+    tiles<4>(panels_of(p.N, 4 * W), part, n, row, end, end, [&](int64_t j, int64_t r, int M) {
       Tile<Real> sum = {};
       product_of_span(sum, p.N - j * 4 * W, M, a + r * p.a_inner, p.a_inner, p.K,
                       p.panels + j * p.K * 4 * W);

@@ -95,6 +95,8 @@ struct CellBackward {
   Real *dgates_x, *dgates_h;  // [B, G*H] scratch; GRU: r, z, n and r, z, q; LSTM: the same
 };
 
+constexpr int64_t kRowBlock = 96;  // rows of a that stay in L2 while all of w passes (multiply)
+
 // c (+)= a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its
 // own, so that a batch-first input needs no copy.
 template <class Real, class Stored = Real>
@@ -106,6 +108,8 @@ struct Multiply {
   Stored* c;
   int64_t c_outer, c_inner;
   bool accumulate;
+  int64_t block = kRowBlock;  // rows that go through all panels together
+  GATEDRNN_INLINE int64_t blocks() const { return (inner + block - 1) / block; }  // of a group
 };
 
 // c (+)= a^T b, a sum over K rows (steps and sequences): the weights' gradients.
@@ -121,13 +125,10 @@ struct OuterSum {
   Stored* rounded = nullptr;  // [M, N] where the whole sum goes instead, if c_column is 1
 };
 
-constexpr int64_t kRowBlock = 96;     // rows of a that stay in L2 while all of w passes (multiply)
 constexpr int64_t kSumChunk = 256;    // rows of a long sum that are packed at a time (outer_sum)
 constexpr int64_t kSumColumns = 256;  // columns of b packed with them
 constexpr int64_t kFewColumns = 64;   // fewer are better the rows of a product than its columns
 constexpr int64_t kSumScratch = kSumChunk * kSumColumns;  // elements an outer_sum needs
-
-GATEDRNN_INLINE int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
 
 // What a product a w^T of a cell leaves to its backward: from d, the gradient of the product, that
 // of the weights, of the bias and of a.
@@ -163,8 +164,8 @@ struct LayerKernels {
 
 template <class Real, class Stored = Real>
 struct StorageKernels {
-  // Blocks are counted over outer * row_blocks(inner).
-  void (*multiply)(const Multiply<Real, Stored>&, int64_t block0, int64_t block1);
+  // Blocks are counted over outer * blocks(); a part is one of the panels.
+  void (*multiply)(const Multiply<Real, Stored>&, int64_t block0, int64_t block1, const Part&);
   void (*outer_sum)(const OuterSum<Real, Stored>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                     Real* scratch);
   void (*widen)(const Stored* from, Real* to, int64_t n);

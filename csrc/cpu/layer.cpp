@@ -131,16 +131,13 @@ int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N) {
 
 template <class Real, class Stored>
 void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
-                  const Parallel& parallel) {
-  const int64_t W = kernels_of<Real>(set).width, span = 4 * W;
+                  int64_t threads, const Parallel& parallel) {
+  const int64_t W = kernels_of<Real>(set).width;
   const auto pack = layer_kernels_of<Real, Stored, Real>(set).pack_rows;
-  parallel(ceil_div(p.N, span), [&](int64_t begin, int64_t end) {
-    pack(w, p.K, 4, p.N, W, span, workspace, begin, end);
-  });
   p.panels = workspace;
-  const auto multiply = storage_kernels_of<Real, Real>(set).multiply;
-  parallel(p.outer * row_blocks(p.inner),
-           [&](int64_t begin, int64_t end) { multiply(p, begin, end); });
+  multiply_by_all(
+      storage_kernels_of<Real, Real>(set), p, W, threads, parallel,
+      [&](int64_t begin, int64_t end) { pack(w, p.K, 4, p.N, W, 4 * W, workspace, begin, end); });
 }
 
 template <class Real, class Stored>
@@ -159,14 +156,14 @@ void widen_input_cpu(const InstructionSet& set, const Sizes& p, const Rows<const
 GATEDRNN_INSTANTIATE(float)
 GATEDRNN_INSTANTIATE(double)
 
-#define GATEDRNN_INSTANTIATE_LAYER(Real, Stored)                                                \
-  template int64_t forward_workspace(const InstructionSet&, const Plan&,                        \
-                                     const Forward<Real, Stored>*, int);                        \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&,                           \
-                                  const Forward<Real, Stored>*, int, Real*, const Parallel&);   \
-  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Stored*, Real*,       \
-                             const Parallel&);                                                  \
-  template void widen_input_cpu(const InstructionSet&, const Sizes&, const Rows<const Stored>&, \
+#define GATEDRNN_INSTANTIATE_LAYER(Real, Stored)                                                   \
+  template int64_t forward_workspace(const InstructionSet&, const Plan&,                           \
+                                     const Forward<Real, Stored>*, int);                           \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&,                              \
+                                  const Forward<Real, Stored>*, int, Real*, const Parallel&);      \
+  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Stored*, Real*, int64_t, \
+                             const Parallel&);                                                     \
+  template void widen_input_cpu(const InstructionSet&, const Sizes&, const Rows<const Stored>&,    \
                                 Real*, const Parallel&);
 GATEDRNN_INSTANTIATE_LAYER(float, float)
 GATEDRNN_INSTANTIATE_LAYER(double, double)

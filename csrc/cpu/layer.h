@@ -32,7 +32,7 @@ template <class Real>
 int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N);
 template <class Real, class Stored>
 void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
-                  const Parallel& parallel);
+                  int64_t threads, const Parallel& parallel);
 
 // The rows of x one after another, as Real.
 template <class Real, class Stored>

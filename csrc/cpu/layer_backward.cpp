@@ -317,7 +317,6 @@ class LayerBackward {
                 int64_t t1, bool accumulate, const Parallel& parallel) {
     if (t0 == t1) return;
     const int64_t rows = p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B;
-    const int64_t blocks = row_blocks(rows);
     const Multiply<Real, Stored> product{1,
                                          rows,
                                          gates_of(p.cell) * p.H,
@@ -330,7 +329,7 @@ class LayerBackward {
                                          0,
                                          p.I,
                                          accumulate};
-    parallel(blocks, [&](int64_t begin, int64_t end) { storage_.multiply(product, begin, end); });
+    multiply_by_all(storage_, product, k_.width, plan_.threads, parallel);
   }
 
   const Kernels<Real>& k_;
