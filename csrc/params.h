@@ -60,20 +60,19 @@ struct Sizes {
 template <class Real, class Stored = Real>
 struct Forward : Sizes {
   Cell cell;
-  Rows<const Stored> x;        // (T, B, I), or null when `projected` is given
-  Rows<const Real> projected;  // (T, B, G*H) W_ih x for all steps, without bias
-  const Stored* w_ih;          // [G*H, I] contiguous
-  const Stored* w_hh;          // [G*H, P]
-  const Stored* b_ih;          // [G*H] or null
-  const Stored* b_hh;          // [G*H] or null
-  const Stored* w_hr;          // [P, H] or null: no projection, P == H
-  const Stored* h0;            // [B, P]
-  const Stored* c0;            // [B, H], LSTM
-  Rows<Stored> y;              // (T, B, P)
-  Stored* hn;                  // [B, P]
-  Stored* cn;                  // [B, H], LSTM
-  Rows<Stored> gates;          // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
-  Rows<Real> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
+  Rows<const Stored> x;  // (T, B, I)
+  const Stored* w_ih;    // [G*H, I] contiguous
+  const Stored* w_hh;    // [G*H, P]
+  const Stored* b_ih;    // [G*H] or null
+  const Stored* b_hh;    // [G*H] or null
+  const Stored* w_hr;    // [P, H] or null: no projection, P == H
+  const Stored* h0;      // [B, P]
+  const Stored* c0;      // [B, H], LSTM
+  Rows<Stored> y;        // (T, B, P)
+  Stored* hn;            // [B, P]
+  Stored* cn;            // [B, H], LSTM
+  Rows<Stored> gates;    // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
+  Rows<Real> c;          // (T, B, H) LSTM; inference passes one step's buffer with step = 0
 };
 
 // One direction of one layer, backward through time.

@@ -13,6 +13,10 @@ constexpr int64_t kFullTile = 8;
 constexpr int64_t kBlock = 64;
 // So few features are cheaper to multiply in the step than to write and read back as gates.
 constexpr int64_t kFewFeatures = 32;
+// A thread's products of the input, made ahead of some steps: they stay in L2 until used, and there
+// are rows enough to hide the reading of the weights.
+constexpr int64_t kAheadBytes = 256 << 10;
+constexpr int64_t kAheadRows = 48;
 
 // Multiply-adds of a cell's step that pay for a second thread: a parallel region takes 2 us.
 constexpr int64_t kCellWork = 100000;
@@ -82,6 +86,14 @@ bool narrow_panels_pay(const Problem& p, const Plan& plan) {
   return overflow && (p.registers >= kManyRegisters || plan.block <= kFullTile / 2);
 }
 
+// In the step the input's weights are read again and again, ahead of several steps once.
+int64_t ahead_of(const Problem& p, const Plan& plan) {
+  if (p.I <= kFewFeatures || plan.block >= 2 * kFullTile) return 0;
+  const int64_t row = ceil_div(p.gates * p.H * computed(p), plan.parts);
+  const int64_t steps = ceil_div(std::max(kAheadRows, kAheadBytes / row), plan.block);
+  return ceil_div(p.T, ceil_div(p.T, steps));  // as even as they can be
+}
+
 }  // namespace
 
 Plan plan_cpu(const Problem& p) {
@@ -95,8 +107,7 @@ Plan plan_cpu(const Problem& p) {
   // A group alone in memory walks in blocks; threads that meet walk all of their rows at once.
   const int64_t blocks = plan.parts > 1 ? groups : groups * ceil_div(B, groups * kBlock);
   plan.block = ceil_div(B, blocks);
-  // In the step the input's weights are read again and again; ahead of it once.
-  plan.project_first = p.I > kFewFeatures && plan.block < 2 * kFullTile;
+  plan.ahead = ahead_of(p, plan);
   const int64_t row = std::max<int64_t>(1, 4 * p.H * computed(p)), T = std::max<int64_t>(1, p.T);
   const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
   plan.chunk = ceil_div(T, ceil_div(T, steps));

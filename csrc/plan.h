@@ -18,11 +18,11 @@ struct Problem {
 // Threads own sequences and never meet; or several share the units of the same ones, and meet each
 // step.
 struct Plan {
-  int64_t threads;     // as many as the whole call's work can pay for
-  int64_t block;       // sequences that walk together
-  int64_t parts;       // threads that share the units of a block
-  bool project_first;  // forward: W_ih x for all steps by one matrix product before the loop
-  int64_t chunk;       // backward: steps whose gates' gradients are made, then used up
+  int64_t threads;  // as many as the whole call's work can pay for
+  int64_t block;    // sequences that walk together
+  int64_t parts;    // threads that share the units of a block
+  int64_t ahead;    // forward: steps whose W_ih x is made before they are walked; 0: each its own
+  int64_t chunk;    // backward: steps whose gates' gradients are made, then used up
   bool narrow_panels;  // packed weights of bfloat16 stay what they are
 };
 

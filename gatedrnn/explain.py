@@ -143,8 +143,8 @@ def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
         parts.append("weights read in bfloat16")
     parts.append(_shared(plan["threads"], plan["parts"]))
     parts.append(f"{plan['block']} sequences walk together")
-    if plan["project_first"] == "1":
-        parts.append("the input's products ahead of the loop")
+    if plan["ahead"] != "0":
+        parts.append(f"the input's products {plan['ahead']} steps ahead")
     return ", ".join(parts)
 
 

@@ -15,7 +15,8 @@ LENGTHS = range(1, 41)
 # Tails of every kind at 4, 8 and 16 units a vector; more than one tile of sequences; one of each.
 SIZES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 9, 17, 33), (2, 17, 1, 16), (3, 8, 18, 31),
          (4, 6, 33, 129)]
-RUNS = [("rows", 1, 1), ("rows", 2, None), ("units", 3, 2), ("groups", 4, 1), ("plan", 2, None)]
+RUNS = [("rows", 1, 1, 2), ("rows", 2, None, 0), ("units", 3, 2, 1), ("groups", 4, 1, 3),
+        ("plan", 2, None, None)]
 LAYER = {"float32": "Layer32", "float64": "Layer64"}
 NARROW = {"LayerFloat16": lambda a: a.astype(np.float16).view(np.uint16),
           "LayerBfloat16": lambda a: (a.view(np.uint32) >> 16).astype(np.uint16)}
@@ -29,12 +30,12 @@ def cases():
             yield Case(cell, dtype, *size, width, reverse=bool(k % 2), packed=bool(k // 2 % 2))
 
 
-def run_layer(kernels, case, isa, partition, threads, chunk, train):
+def run_layer(kernels, case, isa, partition, threads, chunk, ahead, train):
     a = case.arrays()
     layer = getattr(kernels, LAYER[case.dtype])(
         case.cell, shaped(case, a["x"]), a["h0"], a.get("c0"), weights(a), reverse=case.reverse,
         batch_sizes=case.batch_sizes if case.packed else None, isa=isa, threads=threads,
-        partition=partition, train=train, chunk=chunk,
+        partition=partition, train=train, chunk=chunk, ahead=ahead,
     )
     layer.forward()
     assert np.isfinite(layer.y).all() and np.isfinite(layer.hn).all()
@@ -43,14 +44,14 @@ def run_layer(kernels, case, isa, partition, threads, chunk, train):
         assert np.isfinite(layer.dx).all() and np.isfinite(layer.dw_hh).all()
 
 
-def run_narrow(kernels, case, isa, partition, threads, chunk):
+def run_narrow(kernels, case, isa, partition, threads, chunk, ahead):
     """The same layers where numbers are stored in 16 bits, with panels of both kinds."""
     for (name, stored), narrow_panels in product(NARROW.items(), (False, True)):
         a = {key: stored(array) for key, array in case.arrays().items()}
         layer = getattr(kernels, name)(
             case.cell, shaped(case, a["x"]), a["h0"], a.get("c0"), weights(a), reverse=case.reverse,
             batch_sizes=case.batch_sizes if case.packed else None, isa=isa, threads=threads,
-            partition=partition, chunk=chunk, narrow_panels=narrow_panels,
+            partition=partition, chunk=chunk, ahead=ahead, narrow_panels=narrow_panels,
         )
         layer.forward()
         layer.backward(shaped(case, a["dy"]), a["dhn"], a.get("dcn"))
@@ -98,10 +99,10 @@ def main(folder):
         for case in cases():
             for run in RUNS:
                 run_layer(kernels, case, isa, *run, train=True)
-                if case.dtype == "float32" and run[-1]:
+                if case.dtype == "float32" and run[2]:
                     run_narrow(kernels, case, isa, *run)
                 count += 1
-            run_layer(kernels, case, isa, "plan", 1, None, train=False)
+            run_layer(kernels, case, isa, "plan", 1, None, None, train=False)
             if not case.P:
                 run_step(kernels, case, isa)
     print(f"{count} layers", *kernels.instruction_sets())

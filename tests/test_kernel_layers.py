@@ -76,18 +76,18 @@ def inputs(case):
     return {name: framed(array) for name, array in case.arrays().items()}
 
 
-def layer_of(case, isa, partition, threads, train=True, arrays=None, chunk=None):
+def layer_of(case, isa, partition, threads, train=True, arrays=None, **options):
     a = arrays or inputs(case)
     return LAYER[case.dtype](
         case.cell, shaped(case, a["x"]), a["h0"], a.get("c0"), weights(a), reverse=case.reverse,
         batch_sizes=case.batch_sizes if case.packed else None, isa=isa, threads=threads,
-        partition=partition, train=train, chunk=chunk,
+        partition=partition, train=train, **options,
     ), a
 
 
-def run(case, isa, partition, threads, train=True, arrays=None, chunk=None):
+def run(case, isa, partition, threads, train=True, arrays=None, **options):
     """All outputs of a kernel run whose output buffers held NaN before."""
-    layer, a = layer_of(case, isa, partition, threads, train, arrays, chunk)
+    layer, a = layer_of(case, isa, partition, threads, train, arrays, **options)
     names = FORWARD[case.cell] if train else INFERENCE[case.cell]
     gradients = BACKWARD[case.cell] + (("dw_hr",) if case.P else ()) if train else ()
     for name in (*names, *gradients):
@@ -122,15 +122,18 @@ def same_bits(one, two):
 def test_layer(case, isa):
     """Values against the reference; the same bits however the work is shared, and again; no output
     left unwritten; inference gives training's bits."""
-    first = run(case, isa, "rows", 1)
+    first = run(case, isa, "rows", 1, ahead=0)
     hold(case, first)
     for partition in PARTITIONS:
         for threads in THREADS:
-            other = run(case, isa, partition, threads)
+            other = run(case, isa, partition, threads, ahead=0)
             assert not same_bits(first, other), f"{partition}, {threads} threads"
         chunked = run(case, isa, partition, 2, chunk=2)
         hold(case, chunked)
-        inference = run(case, isa, partition, 2, train=False)
+        ahead = [run(case, isa, partition, 2, ahead=steps) for steps in (1, 2, 100)]
+        hold(case, ahead[0])
+        assert not any(same_bits(ahead[0], other) for other in ahead[1:]), f"{partition}, ahead"
+        inference = run(case, isa, partition, 2, train=False, ahead=0)
         assert not same_bits(first, inference), f"{partition}, inference"
 
 

@@ -86,10 +86,10 @@ def run(case, dtype, a, train=True, **options):
     return found | ({"c": layer.c} if case.cell == "lstm" and train else {})
 
 
-def in_float32(case, dtype, isa):
+def in_float32(case, dtype, **options):
     """What float32's kernels give forward, rounded."""
     a = {name: widened(bits, dtype) for name, bits in inputs(case, dtype).items()}
-    layer = layer_of(kernels.Layer32, case, a, isa=isa)
+    layer = layer_of(kernels.Layer32, case, a, **options)
     layer.forward()
     names = (*STATES[case.cell], "gates")
     found = {name: rounded(getattr(layer, name), dtype) for name in names}
@@ -128,21 +128,22 @@ def different(one, two):
     return [name for name in two if one[name].tobytes() != two[name].tobytes()]
 
 
+@pytest.mark.parametrize("ahead", [0, 3])
 @pytest.mark.parametrize("case", CASES, ids=str)
 @each_dtype
 @each_set
-def test_layer(case, dtype, isa):
+def test_layer(case, dtype, isa, ahead):
     """The same bits however panels are stored and work is shared; inference gives training's."""
     a = inputs(case, dtype)
-    first = run(case, dtype, a, isa=isa)
+    first = run(case, dtype, a, isa=isa, ahead=ahead)
     hold_gradients(case, dtype, a, first)
     same = {"gates": first["gates"][..., :case.gates * case.H].copy()}
-    assert not different(first | same, in_float32(case, dtype, isa))
+    assert not different(first | same, in_float32(case, dtype, isa=isa, ahead=ahead))
     for narrow in (False, True):
         for partition in ("rows", "units", "groups"):
             for threads in (1, 3):
                 options = {"isa": isa, "partition": partition, "threads": threads,
-                           "narrow_panels": narrow}
+                           "ahead": ahead, "narrow_panels": narrow}
                 ours = run(case, dtype, a, **options)
                 assert not different(first, ours), (narrow, partition, threads)
                 inference = run(case, dtype, a, train=False, **options)

@@ -134,13 +134,13 @@ def test_short_calls_wake_few_threads(B, H, T, threads):
 
 
 def test_input_is_projected_ahead_only_where_that_pays():
-    """Few features are multiplied in the step; many ahead of it, where few sequences walk together
-    and would read the input's weights again at each step."""
+    """Few features are multiplied in the step; many ahead of several, where few sequences walk
+    together and would read the input's weights again at each step."""
     for B, H, threads in product(BATCHES, WIDTHS, THREADS):
         for features in (1, 5, FEW_FEATURES):
-            assert not plan(B, H, threads, features=features)["project_first"]
+            assert not plan(B, H, threads, features=features)["ahead"]
         p = plan(B, H, threads, features=512)
-        assert p["project_first"] == (p["block"] < 16)
+        assert bool(p["ahead"]) == (p["block"] < 16)
 
 
 def narrow(B, H, threads=1, **options):

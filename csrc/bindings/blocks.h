@@ -1,4 +1,4 @@
-// Memory for large tensors that live within a step of training, from step to step.
+// Memory for large tensors that live within a call or a step of training, from one to the next.
 //
 // The allocator gives a block of 32 MiB or more back to the system when it is freed, and gets the
 // next one page by page, zeroed: at large batches that takes a fifth of a step. Blocks kept here

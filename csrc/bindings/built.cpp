@@ -28,7 +28,7 @@ std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int6
                 kernels_of<float>(instruction_set()).registers});
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
-       << " project_first=" << p.project_first << " narrow_panels=" << p.narrow_panels;
+       << " ahead=" << p.ahead << " narrow_panels=" << p.narrow_panels;
   return text.str();
 }
 

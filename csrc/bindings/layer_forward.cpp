@@ -1,45 +1,10 @@
-// A layer's forward op: allocation, the input's projection, and the call of the time loop.
+// A layer's forward op: allocation, and the call of the time loop.
 #include <tuple>
 
 #include "layer.h"
 
 namespace gatedrnn {
 namespace {
-
-// W_ih x of all steps, (T, B, G*H), without bias. Steps or sequences are the outer rows, whichever
-// are fewer.
-template <class Real, class Stored>
-Tensor input_projection(const Layer& l, const Plan& plan, const Rows<const Real>& x, int d) {
-  const int64_t N = l.G * l.H;
-  const Tensor out = reused<Real>(l.x, l.rows_of(N));
-  const Tensor workspace =
-      empty_of<Real>(l.x, {multiply_workspace<Real>(instruction_set(), l.I, N)});
-  const Rows<Real> y = l.at(writable<Real>(out), N);
-  Multiply<Real> p{1, l.N, l.I, N, x.data, 0, x.row, nullptr, y.data, 0, y.row, false};
-  if (!l.packed() && x.step != l.B * x.row) {
-    if (l.B < l.T)
-      p = {l.B, l.T, l.I, N, x.data, x.row, x.step, nullptr, y.data, y.row, y.step, false};
-    else
-      p = {l.T, l.B, l.I, N, x.data, x.step, x.row, nullptr, y.data, y.step, y.row, false};
-  }
-  const Stored* w = pointer<Stored>(l.w_ih(d));
-  multiply_cpu<Real>(instruction_set(), p, w, writable<Real>(workspace), plan.threads,
-                     torch_threads());
-  return out;
-}
-
-// x as Real: where it is stored otherwise, a copy in `copy`.
-template <class Real, class Stored>
-Rows<const Real> widened_input(const Layer& l, Tensor& copy) {
-  if constexpr (kNarrow<Real, Stored>) {
-    copy = empty_of<Real>(l.x, l.rows_of(l.I));
-    Real* to = writable<Real>(copy);
-    widen_input_cpu(instruction_set(), l.sizes(0), l.input<Stored>(), to, torch_threads());
-    return l.at<const Real>(to, l.I);
-  } else {
-    return l.input<Real>();
-  }
-}
 
 struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
@@ -69,19 +34,11 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
 
   const Tensor h = contiguous_of(h0);
   const OptionalTensor c = contiguous_of(c0);
-  Tensor wide_x, projected[2];
-  Rows<const Real> ahead;
-  if (plan.project_first) ahead = widened_input<Real, Stored>(l, wide_x);
   Forward<Real, Stored> p[2] = {};
   for (int d = 0; d < l.D; ++d) {
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
-    if (plan.project_first) {
-      projected[d] = input_projection<Real, Stored>(l, plan, ahead, d);
-      p[d].projected = l.at<const Real>(pointer<Real>(projected[d]), l.G * l.H);
-    } else {
-      p[d].x = l.input<Stored>();
-    }
+    p[d].x = l.input<Stored>();
     p[d].w_ih = pointer<Stored>(l.w_ih(d));
     p[d].w_hh = pointer<Stored>(l.w_hh(d));
     p[d].b_ih = pointer<Stored>(l.b_ih(d));
@@ -101,7 +58,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     }
   }
   const InstructionSet& set = instruction_set();
-  const Tensor workspace = empty_of<Real>(x, {forward_workspace(set, plan, p, l.D)});
+  const Tensor workspace = reused<Real>(x, {forward_workspace(set, plan, p, l.D)});
   layer_forward_cpu(set, plan, p, l.D, writable<Real>(workspace), parallel);
   if (!train) out.c = empty_of<Real>(x, {0});
   return out;

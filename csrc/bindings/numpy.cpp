@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/driver.h"
 #include "../cpu/layer.h"
 #include "../cpu/step.h"
 
@@ -73,7 +74,8 @@ class Layer {
   Layer(const std::string& cell, Array<Number> x, Array<Number> h0, std::optional<Array<Number>> c0,
         Arrays<Number> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
         const std::string& isa, int threads, const std::string& partition, bool train,
-        std::optional<int64_t> chunk, std::optional<bool> narrow_panels)
+        std::optional<int64_t> chunk, std::optional<int64_t> ahead,
+        std::optional<bool> narrow_panels)
       : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
     const bool lstm = cell_of(cell) == Cell::lstm;
     const int G = lstm ? 4 : 3;
@@ -146,6 +148,7 @@ class Layer {
     }
     if (partition != "plan") plan_.threads = threads;
     if (chunk) plan_.chunk = *chunk;
+    if (ahead) plan_.ahead = *ahead;
     if (narrow_panels) plan_.narrow_panels = *narrow_panels;
     workspace_.resize(forward_workspace(set_, plan_, &f, 1));
     if (train) prepare_backward(rows(f.I));
@@ -289,11 +292,14 @@ Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int t
   const int64_t rows = a.shape(0), K = a.shape(1), N = w.shape(0);
   expect(w.shape(1) == K, "a and w do not fit");
   Array<Real> c = zeros<Real>({rows, N});
-  std::vector<Real> workspace(multiply_workspace<Real>(set_of(isa), K, N));
+  const int64_t W = kernels_of<Real>(set_of(isa)).width, panels = ceil_div(N, 4 * W);
+  std::vector<Real> packed(size_t(panels * K * 4 * W));
+  layer_kernels_of<Real, Real, Real>(set_of(isa))
+      .pack_rows(w.data(), K, 4, N, W, 4 * W, packed.data(), 0, panels);
   omp_set_num_threads(threads);
-  multiply_cpu<Real>(set_of(isa),
-                     {1, rows, K, N, a.data(), 0, K, nullptr, c.mutable_data(), 0, N, false},
-                     w.data(), workspace.data(), threads, openmp(threads));
+  multiply_by_all(storage_kernels_of<Real, Real>(set_of(isa)),
+                  {rows, K, N, a.data(), K, packed.data(), c.mutable_data(), N, false}, W, threads,
+                  openmp(threads));
   return c;
 }
 
@@ -365,11 +371,12 @@ void define_layer(py::module_& m, const char* name) {
   py::class_<Layer<Stored>>(m, name)
       .def(py::init<const std::string&, Array<Number>, Array<Number>, std::optional<Array<Number>>,
                     Arrays<Number>, bool, std::optional<std::vector<int64_t>>, const std::string&,
-                    int, const std::string&, bool, std::optional<int64_t>, std::optional<bool>>(),
+                    int, const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>,
+                    std::optional<bool>>(),
            arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
            arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
            arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
-           arg("chunk") = py::none(), arg("narrow_panels") = py::none())
+           arg("chunk") = py::none(), arg("ahead") = py::none(), arg("narrow_panels") = py::none())
       .def("forward", &Layer<Stored>::forward)
       .def("backward", &Layer<Stored>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
            arg("dcn") = py::none())
@@ -480,7 +487,7 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
         const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads, registers});
         return py::dict(py::arg("block") = plan.block, py::arg("parts") = plan.parts,
                         py::arg("threads") = plan.threads, py::arg("chunk") = plan.chunk,
-                        py::arg("project_first") = plan.project_first,
+                        py::arg("ahead") = plan.ahead,
                         py::arg("narrow_panels") = plan.narrow_panels);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),

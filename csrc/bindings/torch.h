@@ -126,8 +126,8 @@ Tensor empty_of(const Tensor& like, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(like, sizes, scalar_type_of(type_of<Real>()));
 }
 
-// On the CPU, of what does not outlive a step of training: large ones lie in memory of the last
-// one.
+// On the CPU, of what does not outlive a call or a step of training: large ones lie in memory of
+// the last one.
 template <class Real>
 Tensor reused(const Tensor& like, const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size());

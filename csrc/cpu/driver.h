@@ -45,25 +45,18 @@ auto with_panel(const Plan& plan, Body body) {
 }
 
 // p.c (+)= p.a w by all threads: each has panels for itself, if they can be shared evenly, else
-// rows, in blocks as even as they can be. With pack(panel0, panel1) the panels are made here.
-template <class Real, class Stored, class Pack = std::nullptr_t>
+// rows, in blocks as even as they can be.
+template <class Real, class Stored>
 void multiply_by_all(const StorageKernels<Real, Stored>& k, Multiply<Real, Stored> p, int64_t W,
-                     int64_t threads, const Parallel& parallel, Pack pack = {}) {
-  constexpr bool packs = !std::is_null_pointer_v<Pack>;
-  const int64_t panels = ceil_div(p.N, 4 * W);
-  if (panels % threads == 0)
+                     int64_t threads, const Parallel& parallel) {
+  if (ceil_div(p.N, 4 * W) % threads == 0)
     return parallel(threads, [&](int64_t begin, int64_t end) {
-      if constexpr (packs) pack(panels * begin / threads, panels * end / threads);
-      k.multiply(p, 0, p.outer * p.blocks(), {begin, end, threads, nullptr});
+      k.multiply(p, 0, p.blocks(), {begin, end, threads, nullptr});
     });
-  if constexpr (packs) parallel(panels, [&](int64_t begin, int64_t end) { pack(begin, end); });
   int64_t count = p.blocks();
-  while (p.outer * count % threads != 0 && p.outer * count < kManyBlocks * threads &&
-         count < p.inner)
-    ++count;
-  p.block = ceil_div(p.inner, count);
-  parallel(p.outer * p.blocks(),
-           [&](int64_t begin, int64_t end) { k.multiply(p, begin, end, {}); });
+  while (count % threads != 0 && count < std::min(kManyBlocks * threads, p.rows)) ++count;
+  p.block = ceil_div(p.rows, count);
+  parallel(p.blocks(), [&](int64_t begin, int64_t end) { k.multiply(p, begin, end, {}); });
 }
 
 // Calls loop(direction, row0, row1, part) so that all rows and units of all directions are walked.

@@ -7,13 +7,27 @@
 //
 // In a step the panel is the outer loop: its weights come from L2 once for all rows. h(t-1) is read
 // from where step t-1 wrote it in y. Where storage is narrow the state is carried beside y, and
-// each step widens its share of the next one's input, as a product takes Real. Included inside the
-// namespace of an instruction set.
+// each step widens its share of the next one's input, as a product takes Real. Where the plan says
+// so, W_ih x is made for several steps at a time. Included inside the namespace of an instruction
+// set.
 #pragma once
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t panels_of(int64_t units, int64_t span) { return (units + span - 1) / span; }
+
+// W_ih x of some steps for the units of a part, made ahead of them.
+template <class Real>
+struct Products {
+  int64_t ahead;  // steps at a time, or 0: there are none
+  Real* inputs;   // [rows][x_row]
+  Real* data;     // panels [rows][G][W]
+  int64_t rows;   // of a panel
+
+  Real* at(int64_t j, int64_t row, int G) const {
+    return data + (j * rows + row) * G * Simd<Real>::width;
+  }
+};
 
 template <class Real, class Stored, class Panel>
 struct ForwardStep {
@@ -22,6 +36,8 @@ struct ForwardStep {
   int64_t k, t, previous;
   int64_t carried;     // rows below have h(t-1) in y, the others begin at h0
   int64_t final_from;  // rows from here on have their last step at t
+  const Products<Real>& products;
+  int64_t place;  // of the step's first row among their rows
 
   const Real* state(int64_t b) const {
     if constexpr (kNarrow<Real, Stored>)
@@ -67,10 +83,11 @@ static void forward_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j, i
     product<3>(a, {0, 1, 3}, M, h, ldh, p.P, work.w_hh + j * p.P * 3 * W);
   else
     product<4>(a, {0, 1, 2, 3}, M, h, ldh, p.P, work.w_hh + j * p.P * 4 * W);
-  if (p.projected) {
+  if (s.products.ahead) {
+    const int G = gru ? 3 : 4;
+    const Real* ready = s.products.at(j, s.place + b, G);
     for (int m = 0; m < M; ++m)
-      for (int g = 0; g < (gru ? 3 : 4); ++g)
-        a.v[g][m] += load(p.projected.at(s.t, b + m) + g * H + u, n);
+      for (int g = 0; g < G; ++g) a.v[g][m] += load(ready + (m * G + g) * W);
   } else if (gru) {
     product<3>(a, {0, 1, 2}, M, s.input(b), s.input_stride(), p.I, work.w_ih + j * p.I * 3 * W);
   } else {
@@ -171,7 +188,7 @@ static void widen_rows(From from, Real* to, int64_t row, int64_t n, int64_t row0
 template <class Real, class Stored, class Panel>
 static void widen_input(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
                         int64_t k, int64_t row0, int64_t row1, const Part& part) {
-  if (p.projected || k == p.T) return;
+  if (work.ahead || k == p.T) return;
   const int64_t t = p.step(k);
   widen_rows([&](int64_t b) { return p.x.at(t, b); }, work.x[k % 2], work.x_row, p.I, row0,
              min_of(row1, p.active(t)), part);
@@ -186,10 +203,43 @@ static void widen_state(const Forward<Real, Stored>& p, const ForwardWork<Real, 
                part);
 }
 
+// The part's products of the steps [k0, k1). It copies their input: rows one after another,
+// whatever lies between them in x.
+template <int G, class Real, class Stored, class Panel>
+static void multiply_ahead(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
+                           const Products<Real>& to, int64_t k0, int64_t k1, int64_t row0,
+                           int64_t row1, const Part& part) {
+  constexpr int W = Simd<Real>::width;
+  int64_t rows = 0;
+  for (int64_t k = k0; k < k1; ++k) {
+    const int64_t t = p.step(k), count = max_of(min_of(row1, p.active(t)) - row0, 0);
+    widen_rows([&](int64_t b) { return p.x.at(t, row0 + b); }, to.inputs + rows * work.x_row,
+               work.x_row, p.I, 0, count, Part{});
+    rows += count;
+  }
+  tiles<G>(panels_of(p.H, W), part, 0, 0, rows, rows, [&](int64_t j, int64_t r, int M) {
+    Tile<Real> a = {};
+    const Real* x = to.inputs + r * work.x_row;
+    const Panel* panel = work.w_ih + j * p.I * G * W;
+    if constexpr (G == 3)
+      product<3>(a, {0, 1, 2}, M, x, work.x_row, p.I, panel);
+    else
+      product<4>(a, {0, 1, 2, 3}, M, x, work.x_row, p.I, panel);
+    for (int m = 0; m < M; ++m)
+      for (int g = 0; g < G; ++g) store(to.at(j, r + m, G) + g * W, a.v[g][m]);
+  });
+}
+
 template <class Real, class Stored, class Panel>
 static void forward(const Forward<Real, Stored>& p, const ForwardWork<Real, Panel>& work,
                     int64_t row0, int64_t row1, const Part& part) {
   constexpr int W = Simd<Real>::width;
+  const bool gru = p.cell == Cell::gru;
+  const int64_t before = work.ahead * row0, rows_ahead = work.ahead * (row1 - row0);
+  const Products<Real> products{
+      work.ahead, work.inputs + (before * part.of + rows_ahead * part.begin) * work.x_row,
+      work.products + before * panels_of(p.H, W) * (gru ? 3 : 4) * W, rows_ahead};
+  int64_t place = 0;
   if constexpr (kNarrow<Real, Stored>) {
     widen_state(p, work, row0, row1, part);
     widen_input(p, work, 0, row0, row1, part);
@@ -199,15 +249,26 @@ static void forward(const Forward<Real, Stored>& p, const ForwardWork<Real, Pane
     const int64_t t = p.step(k), previous = k > 0 ? p.step(k - 1) : -1;
     const int64_t rows = min_of(row1, p.active(t));
     if constexpr (kNarrow<Real, Stored>) widen_input(p, work, k + 1, row0, row1, part);
+    if (work.ahead && k % work.ahead == 0) {
+      const int64_t until = min_of(p.T, k + work.ahead);
+      place = 0;
+      if (gru)
+        multiply_ahead<3>(p, work, products, k, until, row0, row1, part);
+      else
+        multiply_ahead<4>(p, work, products, k, until, row0, row1, part);
+    }
     ForwardStep<Real, Stored, Panel> s{p,
                                        work,
                                        k,
                                        t,
                                        previous,
                                        k > 0 ? min_of(rows, p.active(previous)) : row0,
-                                       k + 1 < p.T ? p.active(p.step(k + 1)) : 0};
+                                       k + 1 < p.T ? p.active(p.step(k + 1)) : 0,
+                                       products,
+                                       place - row0};
+    place += max_of(rows - row0, 0);
     const auto tile = [&](int64_t j, int64_t b, int M) { forward_tile(s, j, b, M); };
-    if (p.cell == Cell::gru)
+    if (gru)
       tiles<3>(panels_of(p.H, W), part, k, row0, s.carried, rows, tile);
     else
       tiles<4>(panels_of(p.H, W), part, k, row0, s.carried, rows, tile);

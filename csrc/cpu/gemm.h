@@ -9,18 +9,15 @@ static void multiply(const Multiply<Real, Stored>& p, int64_t block0, int64_t bl
                      const Part& part) {
   constexpr int W = Simd<Real>::width;
   for (int64_t n = block0; n < block1; ++n) {
-    const int64_t group = n / p.blocks(), row = n % p.blocks() * p.block;
-    const Real* a = p.a + group * p.a_outer;
-    Stored* c = p.c + group * p.c_outer;
-    const int64_t end = min_of(p.inner, row + p.block);
+    const int64_t row = n * p.block, end = min_of(p.rows, row + p.block);
     tiles<4>(panels_of(p.N, 4 * W), part, n, row, end, end, [&](int64_t j, int64_t r, int M) {
       Tile<Real> sum = {};
-      product_of_span(sum, p.N - j * 4 * W, M, a + r * p.a_inner, p.a_inner, p.K,
+      product_of_span(sum, p.N - j * 4 * W, M, p.a + r * p.a_row, p.a_row, p.K,
                       p.panels + j * p.K * 4 * W);
       for (int g = 0; g < 4 && (j * 4 + g) * W < p.N; ++g)
         for (int m = 0; m < M; ++m) {
           const int64_t column = (j * 4 + g) * W, left = p.N - column;
-          Stored* to = c + (r + m) * p.c_inner + column;
+          Stored* to = p.c + (r + m) * p.c_row + column;
           store(to, p.accumulate ? load(to, left) + sum.v[g][m] : sum.v[g][m], left);
         }
     });

@@ -25,7 +25,7 @@ constexpr int64_t gates_kept(Cell cell) {
 template <class Real, class Panel = Real>
 struct ForwardWork {
   Panel* w_hh;   // panels [ceil(H / W)][P][G][W]
-  Panel* w_ih;   // panels [ceil(H / W)][I][G][W], or null with Forward::projected
+  Panel* w_ih;   // panels [ceil(H / W)][I][G][W]
   Panel* w_hr;   // panels [ceil(P / 4W)][H][4][W], or null
   Real* bias;    // [4][ceil(H / W) * W]  GRU: r, z, n, q; LSTM: i, f, g, o
   Real* hidden;  // [B, H]  o * tanh(c) before the projection, or null
@@ -33,6 +33,10 @@ struct ForwardWork {
   Real* state[2];            // [B, state_row] the state before it
   Real* x[2];                // [B, x_row] its input
   int64_t state_row, x_row;  // padded, so that rows lie apart in L1
+  // With Plan::ahead: of so many steps at a time, each part of a block in a place of its own,
+  int64_t ahead;
+  Real* inputs;    // [ahead * B][parts][x_row] the input
+  Real* products;  // [ahead * B][ceil(H / W)][G][W] W_ih times it
 };
 
 // Backward makes some steps' gradients of the gates, and uses them up: `Chunk`.
@@ -97,19 +101,18 @@ struct CellBackward {
 
 constexpr int64_t kRowBlock = 96;  // rows of a that stay in L2 while all of w passes (multiply)
 
-// c (+)= a w. Rows of a and c stand in `outer` groups of `inner` rows, each with strides of its
-// own, so that a batch-first input needs no copy.
+// c (+)= a w.
 template <class Real, class Stored = Real>
 struct Multiply {
-  int64_t outer, inner, K, N;
-  const Real* a;
-  int64_t a_outer, a_inner;
+  int64_t rows, K, N;
+  const Real* a;  // [rows, K]
+  int64_t a_row;
   const Real* panels;  // of w [K, N]: [ceil(N / 4W)][K][4][W]
-  Stored* c;
-  int64_t c_outer, c_inner;
+  Stored* c;           // [rows, N]
+  int64_t c_row;
   bool accumulate;
   int64_t block = kRowBlock;  // rows that go through all panels together
-  GATEDRNN_INLINE int64_t blocks() const { return (inner + block - 1) / block; }  // of a group
+  GATEDRNN_INLINE int64_t blocks() const { return (rows + block - 1) / block; }
 };
 
 // c (+)= a^T b, a sum over K rows (steps and sequences): the weights' gradients.
@@ -164,7 +167,6 @@ struct LayerKernels {
 
 template <class Real, class Stored = Real>
 struct StorageKernels {
-  // Blocks are counted over outer * blocks(); a part is one of the panels.
   void (*multiply)(const Multiply<Real, Stored>&, int64_t block0, int64_t block1, const Part&);
   void (*outer_sum)(const OuterSum<Real, Stored>&, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
                     Real* scratch);

@@ -18,22 +18,28 @@ inline void pause() {
 }
 
 template <class Panel, class Real, class Stored>
-ForwardWork<Real, Panel> take_work(const Forward<Real, Stored>& p, int64_t W, Arena<Real>& arena) {
+ForwardWork<Real, Panel> take_work(const Plan& plan, const Forward<Real, Stored>& p, int64_t W,
+                                   Arena<Real>& arena) {
   const int64_t panels = ceil_div(p.H, W), G = gates_of(p.cell);
   ForwardWork<Real, Panel> work{};
   work.w_hh = arena.template take<Panel>(panels * p.P * G * W);
-  if (!p.projected) work.w_ih = arena.template take<Panel>(panels * p.I * G * W);
+  work.w_ih = arena.template take<Panel>(panels * p.I * G * W);
   work.bias = arena.take(4 * panels * W);
   if (p.w_hr) {
     work.w_hr = arena.template take<Panel>(ceil_div(p.P, 4 * W) * p.H * 4 * W);
     work.hidden = arena.take(p.B * p.H);
   }
+  work.state_row = apart(p.P);
+  work.x_row = apart(p.I);
+  work.ahead = plan.ahead;
+  if (work.ahead) {
+    work.inputs = arena.take(work.ahead * p.B * plan.parts * work.x_row);
+    work.products = arena.take(work.ahead * p.B * panels * G * W);
+  }
   if (kNarrow<Real, Stored>) {
-    work.state_row = apart(p.P);
-    work.x_row = apart(p.I);
     for (Real*& state : work.state) state = arena.take(p.B * work.state_row);
     for (Real*& x : work.x)
-      if (!p.projected) x = arena.take(p.B * work.x_row);
+      if (!work.ahead) x = arena.take(p.B * work.x_row);
   }
   return work;
 }
@@ -65,7 +71,7 @@ void pack(const LayerKernels<Real, Stored, Panel>& k, const Forward<Real, Stored
   const auto from = [&](int64_t n) { return n * part.begin / part.of; };
   const auto to = [&](int64_t n) { return n * part.end / part.of; };
   k.pack_rows(p.w_hh, p.P, G, p.H, p.H, W, work.w_hh, from(panels), to(panels));
-  if (work.w_ih) k.pack_rows(p.w_ih, p.I, G, p.H, p.H, W, work.w_ih, from(panels), to(panels));
+  k.pack_rows(p.w_ih, p.I, G, p.H, p.H, W, work.w_ih, from(panels), to(panels));
   if (work.w_hr) {
     const int64_t spans = ceil_div(p.P, 4 * W);
     k.pack_rows(p.w_hr, p.H, 4, p.P, W, 4 * W, work.w_hr, from(spans), to(spans));
@@ -94,7 +100,8 @@ int64_t forward_workspace(const InstructionSet& set, const Plan& plan,
                           const Forward<Real, Stored>* directions, int D) {
   Arena<Real> arena(nullptr);
   with_panel<Real, Stored>(plan, [&]<class Panel>() {
-    for (int d = 0; d < D; ++d) take_work<Panel>(directions[d], kernels_of<Real>(set).width, arena);
+    for (int d = 0; d < D; ++d)
+      take_work<Panel>(plan, directions[d], kernels_of<Real>(set).width, arena);
   });
   return arena.used();
 }
@@ -108,7 +115,7 @@ void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
     const int64_t W = kernels_of<Real>(set).width;
     Arena<Real> arena(workspace);
     ForwardWork<Real, Panel> work[2] = {};
-    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(directions[d], W, arena);
+    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(plan, directions[d], W, arena);
     parallel(plan.threads, [&](int64_t begin, int64_t end) {
       for (int d = 0; d < D; ++d) {
         pack(k, directions[d], W, work[d], {begin, end, plan.threads, nullptr});
@@ -123,51 +130,14 @@ void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
   });
 }
 
-template <class Real>
-int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N) {
-  const int64_t span = 4 * kernels_of<Real>(set).width;
-  return ceil_div(N, span) * K * span;
-}
-
-template <class Real, class Stored>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
-                  int64_t threads, const Parallel& parallel) {
-  const int64_t W = kernels_of<Real>(set).width;
-  const auto pack = layer_kernels_of<Real, Stored, Real>(set).pack_rows;
-  p.panels = workspace;
-  multiply_by_all(
-      storage_kernels_of<Real, Real>(set), p, W, threads, parallel,
-      [&](int64_t begin, int64_t end) { pack(w, p.K, 4, p.N, W, 4 * W, workspace, begin, end); });
-}
-
-template <class Real, class Stored>
-void widen_input_cpu(const InstructionSet& set, const Sizes& p, const Rows<const Stored>& x,
-                     Real* to, const Parallel& parallel) {
-  const auto widen = storage_kernels_of<Real, Stored>(set).widen;
-  parallel(p.T, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t)
-      for (int64_t b = 0; b < p.active(t); ++b)
-        widen(x.at(t, b), to + ((p.offsets ? p.offsets[t] : t * p.B) + b) * p.I, p.I);
-  });
-}
-
-#define GATEDRNN_INSTANTIATE(Real) \
-  template int64_t multiply_workspace<Real>(const InstructionSet&, int64_t, int64_t);
-GATEDRNN_INSTANTIATE(float)
-GATEDRNN_INSTANTIATE(double)
-
-#define GATEDRNN_INSTANTIATE_LAYER(Real, Stored)                                                   \
-  template int64_t forward_workspace(const InstructionSet&, const Plan&,                           \
-                                     const Forward<Real, Stored>*, int);                           \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&,                              \
-                                  const Forward<Real, Stored>*, int, Real*, const Parallel&);      \
-  template void multiply_cpu(const InstructionSet&, Multiply<Real>, const Stored*, Real*, int64_t, \
-                             const Parallel&);                                                     \
-  template void widen_input_cpu(const InstructionSet&, const Sizes&, const Rows<const Stored>&,    \
-                                Real*, const Parallel&);
-GATEDRNN_INSTANTIATE_LAYER(float, float)
-GATEDRNN_INSTANTIATE_LAYER(double, double)
-GATEDRNN_INSTANTIATE_LAYER(float, Half)
-GATEDRNN_INSTANTIATE_LAYER(float, Bfloat16)
+#define GATEDRNN_INSTANTIATE(Real, Stored)                               \
+  template int64_t forward_workspace(const InstructionSet&, const Plan&, \
+                                     const Forward<Real, Stored>*, int); \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&,    \
+                                  const Forward<Real, Stored>*, int, Real*, const Parallel&);
+GATEDRNN_INSTANTIATE(float, float)
+GATEDRNN_INSTANTIATE(double, double)
+GATEDRNN_INSTANTIATE(float, Half)
+GATEDRNN_INSTANTIATE(float, Bfloat16)
 
 }  // namespace gatedrnn

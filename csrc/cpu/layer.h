@@ -26,16 +26,4 @@ template <class Real, class Stored>
 void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
                         const Backward<Real, Stored>* directions, int D, Real* workspace,
                         const Parallel& parallel);
-
-// p.c = p.a w^T, with w [N, K]. The workspace takes its panels.
-template <class Real>
-int64_t multiply_workspace(const InstructionSet& set, int64_t K, int64_t N);
-template <class Real, class Stored>
-void multiply_cpu(const InstructionSet& set, Multiply<Real> p, const Stored* w, Real* workspace,
-                  int64_t threads, const Parallel& parallel);
-
-// The rows of x one after another, as Real.
-template <class Real, class Stored>
-void widen_input_cpu(const InstructionSet& set, const Sizes& p, const Rows<const Stored>& x,
-                     Real* to, const Parallel& parallel);
 }  // namespace gatedrnn

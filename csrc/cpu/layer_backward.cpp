@@ -317,16 +317,13 @@ class LayerBackward {
                 int64_t t1, bool accumulate, const Parallel& parallel) {
     if (t0 == t1) return;
     const int64_t rows = p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B;
-    const Multiply<Real, Stored> product{1,
-                                         rows,
+    const Multiply<Real, Stored> product{rows,
                                          gates_of(p.cell) * p.H,
                                          p.I,
                                          chunk.dgates.at(t0, 0),
-                                         0,
                                          work_[d].gate_row,
                                          work_[d].w_ih,
                                          p.dx.at(t0, 0),
-                                         0,
                                          p.I,
                                          accumulate};
     multiply_by_all(storage_, product, k_.width, plan_.threads, parallel);
