@@ -3,6 +3,7 @@
 Of the second step, when everything that is made once is there: what the process has more than
 before it, at most (peak) and between forward and backward (held). Input, parameters and cotangents
 are there before; outputs, what is kept for backward, workspaces and gradients are not.
+Blocks that ours keeps idle, marked as free, count as not there before and between.
 """
 
 import ctypes
@@ -34,6 +35,12 @@ def resident(name: str) -> int:
     return 1024 * int(re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)[1])
 
 
+def marked_free() -> int:
+    """Bytes in memory that the system may take when it needs them."""
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(re.search(r"^LazyFree:\s*(\d+) kB$", rollup, re.MULTILINE)[1])
+
+
 def step(case: Layer, who: str, dtype: str) -> dict[str, int]:
     """Bytes that the second training step of torch or ours needs in this process."""
     run = build(case, dtype)[who]()
@@ -42,9 +49,9 @@ def step(case: Layer, who: str, dtype: str) -> dict[str, int]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
-    before = resident("VmRSS")
+    before = resident("VmRSS") - marked_free()
     outputs = run.call()
-    held = resident("VmRSS") - before
+    held = resident("VmRSS") - marked_free() - before
     torch.autograd.backward(outputs, run.cotangents)
     return {"peak": resident("VmHWM") - before, "held": held}
 
