@@ -142,9 +142,10 @@ def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     if dtype is torch.bfloat16 and plan["narrow_panels"] == "1":
         parts.append("weights read in bfloat16")
     parts.append(_shared(plan["threads"], plan["parts"]))
-    parts.append(f"{plan['block']} sequences walk together")
+    if plan["block"] != "1":
+        parts.append(f"{plan['block']} sequences walk together")
     if plan["ahead"] != "0":
-        parts.append(f"the input's products {plan['ahead']} steps ahead")
+        parts.append(f"the input's products made for {plan['ahead']} steps at a time")
     return ", ".join(parts)
 
 
