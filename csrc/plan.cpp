@@ -51,6 +51,12 @@ constexpr int64_t kManyRegisters = 32;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Steps at a time, at most `most`, as even as they can be; of no steps too.
+int64_t even_share(int64_t T, int64_t most) {
+  T = std::max<int64_t>(1, T);
+  return ceil_div(T, ceil_div(T, most));
+}
+
 // Bytes of a number in the kernels: those of 16 bits are computed with as float32.
 int64_t computed(const Problem& p) { return std::max(p.element, 4); }
 
@@ -89,9 +95,9 @@ bool narrow_panels_pay(const Problem& p, const Plan& plan) {
 // In the step the input's weights are read again and again, ahead of several steps once.
 int64_t ahead_of(const Problem& p, const Plan& plan) {
   if (p.I <= kFewFeatures || plan.block >= 2 * kFullTile) return 0;
-  const int64_t row = ceil_div(p.gates * p.H * computed(p), plan.parts);
+  const int64_t row = std::max<int64_t>(1, p.gates * p.H * computed(p) / plan.parts);
   const int64_t steps = ceil_div(std::max(kAheadRows, kAheadBytes / row), plan.block);
-  return ceil_div(p.T, ceil_div(p.T, steps));  // as even as they can be
+  return even_share(p.T, steps);
 }
 
 }  // namespace
@@ -108,9 +114,9 @@ Plan plan_cpu(const Problem& p) {
   const int64_t blocks = plan.parts > 1 ? groups : groups * ceil_div(B, groups * kBlock);
   plan.block = ceil_div(B, blocks);
   plan.ahead = ahead_of(p, plan);
-  const int64_t row = std::max<int64_t>(1, 4 * p.H * computed(p)), T = std::max<int64_t>(1, p.T);
+  const int64_t row = std::max<int64_t>(1, 4 * p.H * computed(p));
   const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
-  plan.chunk = ceil_div(T, ceil_div(T, steps));
+  plan.chunk = even_share(p.T, steps);
   plan.narrow_panels = p.element == 2 && narrow_panels_pay(p, plan);
   return plan;
 }

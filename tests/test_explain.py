@@ -89,6 +89,10 @@ def test_16_bits_on_the_cpu(dtype, batch, narrow):
     assert ("weights read in bfloat16" in text) == narrow
 
 
+def test_an_empty_sequence():
+    assert "T=0" in gatedrnn.explain(gatedrnn.GRU(64, 64), torch.zeros(0, 3, 64))
+
+
 def test_other_paths():
     x = torch.zeros(2, 3, 4, dtype=torch.complex64)
     assert "the reference" in gatedrnn.explain(gatedrnn.GRU(4, 4), x)

@@ -143,6 +143,13 @@ def test_input_is_projected_ahead_only_where_that_pays():
         assert bool(p["ahead"]) == (p["block"] < 16)
 
 
+@pytest.mark.parametrize(("B", "T"), [(1, 0), (8, 0), (0, 0), (0, 5), (1, 1), (3, 1000)])
+def test_of_nothing_there_is_a_plan(B, T):
+    p = plan(B, 64, 2, T=T, features=64)
+    assert 1 <= p["chunk"] <= max(1, T)
+    assert 1 <= p["ahead"] <= max(1, T)
+
+
 def narrow(B, H, threads=1, **options):
     return plan(B, H, threads, **{"element": 2, **options})["narrow_panels"]
 

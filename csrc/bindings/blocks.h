@@ -4,7 +4,7 @@
 // next one page by page, zeroed: at large batches that takes a fifth of a step. Blocks kept here
 // are written again as they are. Nobody misses them: an idle block's pages are marked as free, to
 // be taken by the system when it needs some; in use and idle they are never more than were in use
-// at a time; and inference lets go of them.
+// at a time; and inference with an output of that size lets go of them.
 #pragma once
 
 #include <cstdint>

@@ -290,7 +290,7 @@ Array<Real> apply(void (*function)(const Real*, Real*, int64_t), Array<Real> x) 
 template <class Real>
 Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int threads) {
   const int64_t rows = a.shape(0), K = a.shape(1), N = w.shape(0);
-  expect(w.shape(1) == K, "a and w do not fit");
+  expect(w.shape(1) == K && rows > 0, "a and w do not fit");
   Array<Real> c = zeros<Real>({rows, N});
   const int64_t W = kernels_of<Real>(set_of(isa)).width, panels = ceil_div(N, 4 * W);
   std::vector<Real> packed(size_t(panels * K * 4 * W));

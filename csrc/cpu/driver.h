@@ -44,12 +44,12 @@ auto with_panel(const Plan& plan, Body body) {
   return body.template operator()<Real>();
 }
 
-// p.c (+)= p.a w by all threads: each has panels for itself, if they can be shared evenly, else
-// rows, in blocks as even as they can be.
+// p.c (+)= p.a w by all threads, p.rows > 0: each has panels for itself, if whole ones can be
+// shared evenly, else rows, in blocks as even as they can be.
 template <class Real, class Stored>
 void multiply_by_all(const StorageKernels<Real, Stored>& k, Multiply<Real, Stored> p, int64_t W,
                      int64_t threads, const Parallel& parallel) {
-  if (ceil_div(p.N, 4 * W) % threads == 0)
+  if (p.N % (4 * W * threads) == 0)
     return parallel(threads, [&](int64_t begin, int64_t end) {
       k.multiply(p, 0, p.blocks(), {begin, end, threads, nullptr});
     });

@@ -33,10 +33,10 @@ struct ForwardWork {
   Real* state[2];            // [B, state_row] the state before it
   Real* x[2];                // [B, x_row] its input
   int64_t state_row, x_row;  // padded, so that rows lie apart in L1
-  // With Plan::ahead: of so many steps at a time, each part of a block in a place of its own,
+  // With Plan::ahead: of so many steps at a time, one block of `rows` sequences after another,
   int64_t ahead;
-  Real* inputs;    // [ahead * B][parts][x_row] the input
-  Real* products;  // [ahead * B][ceil(H / W)][G][W] W_ih times it
+  Real* inputs;    // [parts][ahead * rows][x_row] the input, a copy for each part
+  Real* products;  // panels [ceil(H / W)][ahead * rows][G][W] W_ih times it
 };
 
 // Backward makes some steps' gradients of the gates, and uses them up: `Chunk`.

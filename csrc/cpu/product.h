@@ -23,10 +23,10 @@ constexpr int kMaxRows = kRows<3>;
 // show most, and where shorter blocks cost nothing.
 constexpr int64_t kBlock = 64, kShortSum = 128, kShortBlock = 24;
 // How many k ahead the panel is asked for: the hardware's own prefetch stops at every page, which
-// costs a fifth of the speed where the weights come from beyond L2. But so few rows wait for the
-// loads themselves, of which asking ahead is one more: it costs them up to a fifth.
+// costs a fifth of the speed where the weights come from beyond L2. But tiles of so few rows wait
+// for the loads themselves, of which asking ahead is one more: it costs them up to a fifth.
 constexpr int64_t kAhead = 16;
-constexpr int kWaiting = 4;
+constexpr int kLoadBound = 4;
 
 template <class Real>
 struct Tile {
@@ -51,7 +51,7 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
       if constexpr (layout == transposed) __builtin_prefetch(a + (k + kAhead) * lda);
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g)  // line by line
-        if (M > kWaiting && g * W * sizeof(Panel) % 64 == 0)
+        if (M > kLoadBound && g * W * sizeof(Panel) % 64 == 0)
           __builtin_prefetch(row + (kAhead * S + g) * W);
       Vec<Real> w[G];
       load_gates<S>(row, w);
