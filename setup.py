@@ -55,8 +55,10 @@ if os.environ.get("GATEDRNN_WERROR") == "1":  # ours, not for users: a new compi
 # The scheduling before registers are allocated, which GCC does on Arm and not on x86, would load
 # all factors of a tile at once and so drive its accumulators out of the registers.
 ISA_FLAGS = ["-Wno-psabi", "-fno-schedule-insns", "-Icsrc"]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
 X86_FLAGS = {
-    "csrc/cpu/avx512.cpp": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "csrc/cpu/avx512bf16.cpp": [*AVX512_FLAGS, "-mavx512bf16"],
+    "csrc/cpu/avx512.cpp": AVX512_FLAGS,
     "csrc/cpu/avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
 }
 Objects = dict[str, list[str]]  # source: its own flags

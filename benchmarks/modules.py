@@ -123,18 +123,18 @@ PASSES = {"inference": forward_products, "training": training_products}
 def kernel_name(case: Layer | Step, dtype: str) -> str:
     """What of ours runs a case with torch's present threads, each layer's once: avx512 rows where
     threads own sequences, avx512 units where they share the units of a sequence, avx512 alone
-    where one thread does it, aten where torch's own operations do."""
+    where one thread does it."""
     isa = gatedrnn.raw.instruction_set()
     if isinstance(case, Step) or case.T == 1:
         return f"{isa} cell"
     names = []
     for inputs in case.inputs:
         text = torch.ops.gatedrnn.cpu_plan(case.T, case.B, inputs, case.H, case.H,
-                                           GATES[case.cell], 1, 8 if dtype == WIDE else 4)
+                                           GATES[case.cell], 1, getattr(torch, dtype))
         plan = dict(pair.split("=") for pair in text.split())
         shared = "rows" if plan["parts"] == "1" else "units"
         way = "alone" if plan["threads"] == "1" else shared
-        names.append("aten" if plan.get("aten") == "1" else f"{isa} {way}")
+        names.append(f"{isa} {way}")
     return ", ".join(dict.fromkeys(names))
 
 

@@ -117,7 +117,8 @@ Plan plan_cpu(const Problem& p) {
   const int64_t row = std::max<int64_t>(1, 4 * p.H * computed(p));
   const int64_t steps = std::max<int64_t>(1, std::max(kChunkRows, kChunkBytes / row) / B);
   plan.chunk = even_share(p.T, steps);
-  plan.narrow_panels = p.element == 2 && narrow_panels_pay(p, plan);
+  plan.pairs = p.pairs;
+  plan.narrow_panels = !p.pairs && p.element == 2 && narrow_panels_pay(p, plan);
   return plan;
 }
 

@@ -13,6 +13,7 @@ struct Problem {
   int element;     // bytes, in tensors
   int threads;
   int registers;  // of vectors
+  bool pairs;     // bfloat16 on a processor that multiplies pairs of it
 };
 
 // Threads own sequences and never meet; or several share the units of the same ones, and meet each
@@ -23,7 +24,8 @@ struct Plan {
   int64_t parts;    // threads that share the units of a block
   int64_t ahead;    // forward: steps whose W_ih x is made before they are walked; 0: each its own
   int64_t chunk;    // backward: steps whose gates' gradients are made, then used up
-  bool narrow_panels;  // packed weights of bfloat16 stay what they are
+  bool narrow_panels;  // packed weights of bfloat16 stay what they are, and are widened when read
+  bool pairs;          // they are multiplied as they are, by states and inputs rounded to bfloat16
 };
 
 Plan plan_cpu(const Problem& problem);

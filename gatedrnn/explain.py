@@ -135,11 +135,13 @@ def _values(plan: str) -> dict[str, Any]:
 
 
 def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    plan = _values(torch.ops.gatedrnn.cpu_plan(*shape, dtype.itemsize))
+    plan = _values(torch.ops.gatedrnn.cpu_plan(*shape, dtype))
     parts = [f"CPU kernels ({raw.instruction_set()})"]
     if dtype.itemsize == 2:
         parts.append(f"{str(dtype).removeprefix('torch.')} storage, float32 arithmetic")
-    if dtype is torch.bfloat16 and plan["narrow_panels"] == "1":
+    if plan["pairs"] == "1":
+        parts.append("products of pairs of bfloat16, summed in float32")
+    elif dtype is torch.bfloat16 and plan["narrow_panels"] == "1":
         parts.append("weights read in bfloat16")
     parts.append(_shared(plan["threads"], plan["parts"]))
     if plan["block"] != "1":

@@ -69,7 +69,7 @@ class Kernel(NamedTuple):
 
 
 def instruction_set() -> str:
-    """The instruction set whose kernels run: avx512, avx2 or baseline.
+    """The instruction set whose kernels run: avx512bf16, avx512, avx2 or baseline.
 
     Raises RuntimeError if GATEDRNN_CPU_ISA names one that this machine lacks.
     """

@@ -78,9 +78,9 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def forward(case: Case, a: Arrays) -> Arrays:
+def forward(case: Case, a: Arrays, states: np.ndarray | None = None) -> Arrays:
     """y [N, P], hn [B, P], gates [N, G*H] (r, z, q or i, f, g, o); of the LSTM c [N, H] and cn, of
-    the GRU n [N, H]."""
+    the GRU n [N, H]. Products take `states` [N, P], where given, in the place of y."""
     gru, H = case.cell == "gru", case.H
     h = a["h0"].copy()
     N, kind = len(a["x"]), a["x"].dtype
@@ -88,10 +88,12 @@ def forward(case: Case, a: Arrays) -> Arrays:
     out["n" if gru else "c"] = np.zeros((N, H), kind)
     if not gru:
         c = a["c0"].copy()
-    for rows in case.walk():
+    walk = case.walk()
+    for k, rows in enumerate(walk):
         n = rows.stop - rows.start
+        previous = h[:n] if states is None else before(states, a["h0"], walk, k)
         ax = a["x"][rows] @ a["w_ih"].T + a["b_ih"]
-        ah = h[:n] @ a["w_hh"].T + a["b_hh"]
+        ah = previous @ a["w_hh"].T + a["b_hh"]
         if gru:
             r = sigmoid(ax[:, :H] + ah[:, :H])
             z = sigmoid(ax[:, H:2 * H] + ah[:, H:2 * H])

@@ -45,7 +45,7 @@ def run_layer(kernels, case, isa, partition, threads, chunk, ahead, train):
 
 
 def run_narrow(kernels, case, isa, partition, threads, chunk, ahead):
-    """The same layers where numbers are stored in 16 bits, with panels of both kinds."""
+    """The same layers where numbers are stored in 16 bits, with panels of two kinds."""
     for (name, stored), narrow_panels in product(NARROW.items(), (False, True)):
         a = {key: stored(array) for key, array in case.arrays().items()}
         layer = getattr(kernels, name)(
@@ -105,6 +105,9 @@ def main(folder):
             run_layer(kernels, case, isa, "plan", 1, None, None, train=False)
             if not case.P:
                 run_step(kernels, case, isa)
+    for isa, case, run in product(kernels.pair_sets(), cases(), RUNS):
+        if case.dtype == "float32" and run[2]:
+            run_narrow(kernels, case, isa, *run)
     print(f"{count} layers", *kernels.instruction_sets())
 
 

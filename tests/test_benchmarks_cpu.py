@@ -203,16 +203,6 @@ def test_the_kernel_is_named(case, threads, name):
     assert modules.kernel_name(case, "float32") == expected
 
 
-def test_aten_is_named(monkeypatch):
-    def plan(T, B, I, *rest):  # noqa: E741
-        return f"threads=2 parts=2 aten={int(I == 5)}"
-
-    monkeypatch.setattr(torch.ops.gatedrnn, "cpu_plan", plan)
-    isa = gatedrnn.raw.instruction_set()
-    both = modules.kernel_name(cases.Layer("LSTM", 8, 9, 5, 256, 2), "float32")
-    assert both == f"aten, {isa} units"
-
-
 # Memory
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SETS = ("avx512", "avx2", "baseline")
+SETS = ("avx512bf16", "avx512", "avx2", "baseline")
 # Symbols that every process has: versioned ones of the C and C++ runtimes, and the weak hooks that
 # compilers leave in each shared object.
 RUNTIME = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")

@@ -1,6 +1,7 @@
 """Layers of 16-bit storage, raw: forward they compute what float32's kernels compute, bit for bit,
-and round it once; backward what the reference makes of the numbers that were kept. And the rounding
-itself, for every number there is.
+and round it once; backward what the reference makes of the numbers that were kept. Where products
+are of pairs of bfloat16, states and gradients are rounded for them. And the rounding itself, for
+every number there is.
 """
 
 from functools import lru_cache
@@ -14,6 +15,7 @@ LAYER = {"float16": kernels.LayerFloat16, "bfloat16": kernels.LayerBfloat16}
 WIDEN = {"float16": kernels.widen_float16, "bfloat16": kernels.widen_bfloat16}
 NARROW = {"float16": kernels.narrow_float16, "bfloat16": kernels.narrow_bfloat16}
 STATES = {"gru": ("y", "hn"), "lstm": ("y", "hn", "cn")}
+PAIRS = "avx512bf16"  # the set that multiplies pairs of bfloat16
 GRADIENTS = ("dx", "dh0", "dw_ih", "dw_hh", "db_ih", "db_hh")
 each_dtype = pytest.mark.parametrize("dtype", LAYER)
 
@@ -148,6 +150,42 @@ def test_layer(case, dtype, isa, ahead):
                 assert not different(first, ours), (narrow, partition, threads)
                 inference = run(case, dtype, a, train=False, **options)
                 assert not different(ours, inference), (narrow, partition, threads)
+
+
+@pytest.mark.skipif(PAIRS not in kernels.pair_sets(), reason=f"this machine has no {PAIRS}")
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_layer_of_pairs(case, ahead):
+    """Forward exact up to one rounding, the states that products take being the rounded ones;
+    backward as exact as its rounded factors. The same bits however work is shared."""
+    a = inputs(case, "bfloat16")
+    wide = {name: widened(bits, "bfloat16").astype(np.float64) for name, bits in a.items()}
+    first = run(case, "bfloat16", a, isa=PAIRS, ahead=ahead)
+    found = {name: flat(widened(value, "bfloat16")).astype(np.float64)
+             for name, value in first.items() if name != "c"}
+    with np.errstate(over="ignore"):  # exp of a saturated gate
+        expected = forward(case, wide, found["y"])
+    if case.cell == "gru":
+        expected["gates"] = np.hstack([expected["gates"], expected["n"]])
+    else:
+        found["c"] = flat(first["c"]).astype(np.float64)
+    factor = 2.0**-9 if case.P else 0  # o * tanh(c) is rounded before its projection
+    for name in (*STATES[case.cell], "gates"):
+        slack = (3e-5 + factor) * max(1, np.abs(expected[name]).max())
+        half = spacing(found[name].astype(np.float32), "bfloat16") / 2
+        assert (np.abs(found[name] - expected[name]) <= half + slack).all(), name
+    for name, exact in backward(case, wide, found).items():
+        value = found[name].reshape(exact.shape)
+        half = spacing(value.astype(np.float32), "bfloat16") / 2
+        slack = 2.0**-7 * max(0.1, np.abs(exact).max())
+        assert (np.abs(value - exact) <= half + slack).all(), name
+    for partition in ("rows", "units", "groups"):
+        for threads in (1, 3):
+            options = {"isa": PAIRS, "partition": partition, "threads": threads, "ahead": ahead}
+            ours = run(case, "bfloat16", a, **options)
+            assert not different(first, ours), (partition, threads)
+            inference = run(case, "bfloat16", a, train=False, **options)
+            assert not different(ours, inference), (partition, threads)
 
 
 @pytest.mark.parametrize("cell", STATES)

@@ -22,6 +22,7 @@ CASES = [
     *(Case(cell, (5, 8, 5, 33), torch.float64) for cell in LAYERS),
     *(Case(cell, (7, 6, 5, 33), layers=2, bidirectional=True, form="unsorted") for cell in LAYERS),
     Case("lstm", (7, 6, 5, 33), proj=7),
+    *(Case(cell, (9, 17, 33, 129), torch.bfloat16) for cell in LAYERS),
     *(Case(cell, (17, 33, 129)) for cell in CELLS),
     *(Case(cell, (3, 5, 7), torch.float64) for cell in CELLS),
 ]

@@ -22,13 +22,16 @@ std::string cuda_architectures() {
 // A plan as text, "name=value name=value", for gatedrnn.explain.
 
 std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
-                     int64_t directions, int64_t element) {
+                     int64_t directions, ScalarType dtype) {
+  const InstructionSet& set = instruction_set();
+  const Type type = type_of(dtype);
+  const int element = type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2;
   const Plan p =
-      plan_cpu({T, B, I, H, P, int(gates), int(directions), int(element), torch_threads().threads,
-                kernels_of<float>(instruction_set()).registers});
+      plan_cpu({T, B, I, H, P, int(gates), int(directions), element, torch_threads().threads,
+                kernels_of<float>(set).registers, type == Type::bfloat16 && set.pairs});
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
-       << " ahead=" << p.ahead << " narrow_panels=" << p.narrow_panels;
+       << " ahead=" << p.ahead << " narrow_panels=" << p.narrow_panels << " pairs=" << p.pairs;
   return text.str();
 }
 
@@ -60,8 +63,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
   m.def("instruction_set() -> str");
   m.def("cuda_architectures() -> str");
   m.def(
-      "cpu_plan(int T, int B, int I, int H, int P, int gates, int directions, int element) -> "
-      "str");
+      "cpu_plan(int T, int B, int I, int H, int P, int gates, int directions, "
+      "ScalarType dtype) -> str");
   m.def("cpu_cell_plan(int B, int I, int H, int gates, int element) -> str");
   m.def(
       "cuda_plan(int T, int B, int I, int H, int P, int gates, int directions, ScalarType dtype, "

@@ -105,8 +105,11 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
 
 template <class Stored>
 Plan plan_of(const Layer& l, int threads) {
-  const int registers = kernels_of<RealOf<Stored>>(instruction_set()).registers;
-  return plan_cpu({l.T, l.B, l.I, l.H, l.P, l.G, l.D, int(sizeof(Stored)), threads, registers});
+  const InstructionSet& set = instruction_set();
+  const int registers = kernels_of<RealOf<Stored>>(set).registers;
+  const bool pairs = std::is_same_v<Stored, Bfloat16> && set.pairs;
+  return plan_cpu(
+      {l.T, l.B, l.I, l.H, l.P, l.G, l.D, int(sizeof(Stored)), threads, registers, pairs});
 }
 
 // Checks what backward has besides: the cotangents, and what forward has saved: `kept` gates, and

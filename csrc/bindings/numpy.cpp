@@ -132,8 +132,9 @@ class Layer {
       f.cn = writable(cn);
       f.c = train ? at(c.mutable_data(), f.H) : Rows<Real>{c.mutable_data(), 0, f.H, nullptr};
     }
+    const bool pairs = std::is_same_v<Stored, Bfloat16> && set_.pairs;
     plan_ = plan_cpu({f.T, f.B, f.I, f.H, f.P, G, 1, int(sizeof(Stored)), threads,
-                      kernels_of<Real>(set_).registers});
+                      kernels_of<Real>(set_).registers, pairs});
     if (partition == "rows") {
       plan_.parts = 1;
       plan_.block = std::min<int64_t>(64, (f.B + threads - 1) / threads);
@@ -297,7 +298,7 @@ Array<Real> multiply(Array<Real> a, Array<Real> w, const std::string& isa, int t
   layer_kernels_of<Real, Real, Real>(set_of(isa))
       .pack_rows(w.data(), K, 4, N, W, 4 * W, packed.data(), 0, panels);
   omp_set_num_threads(threads);
-  multiply_by_all(storage_kernels_of<Real, Real>(set_of(isa)),
+  multiply_by_all(whole_kernels_of<Real, Real, Real>(set_of(isa)),
                   {rows, K, N, a.data(), K, packed.data(), c.mutable_data(), N, false}, W, threads,
                   openmp(threads));
   return c;
@@ -461,12 +462,15 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
   define_storage<Bfloat16>(m, "bfloat16");
   define<float>(m, "32");
   define<double>(m, "64");
-  m.def("instruction_sets", [] {
+  // That this machine has: sets of their own, and those that add pairs of bfloat16 to another.
+  const auto sets = [](std::initializer_list<const char*> all) {
     std::vector<std::string> names;
-    for (const char* name : {"avx512", "avx2", "baseline"})
+    for (const char* name : all)
       if (instruction_set(name)) names.push_back(name);
     return names;
-  });
+  };
+  m.def("instruction_sets", [=] { return sets({"avx512", "avx2", "baseline"}); });
+  m.def("pair_sets", [=] { return sets({"avx512bf16"}); });
   m.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("isa") = "",
         py::arg("threads") = 1, py::arg("repeats") = 20);
   m.def(
@@ -483,16 +487,18 @@ PYBIND11_MODULE(gatedrnn_kernels, m) {
   m.def(
       "plan",
       [](int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
-         int element, int threads, int registers) {
-        const Plan plan = plan_cpu({T, B, I, H, P, gates, directions, element, threads, registers});
+         int element, int threads, int registers, bool pairs) {
+        const Plan plan =
+            plan_cpu({T, B, I, H, P, gates, directions, element, threads, registers, pairs});
         return py::dict(py::arg("block") = plan.block, py::arg("parts") = plan.parts,
                         py::arg("threads") = plan.threads, py::arg("chunk") = plan.chunk,
                         py::arg("ahead") = plan.ahead,
-                        py::arg("narrow_panels") = plan.narrow_panels);
+                        py::arg("narrow_panels") = plan.narrow_panels,
+                        py::arg("pairs") = plan.pairs);
       },
       py::arg("T"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"), py::arg("gates"),
       py::arg("directions") = 1, py::arg("element") = 4, py::arg("threads") = 1,
-      py::arg("registers") = 32);
+      py::arg("registers") = 32, py::arg("pairs") = false);
 }
 
 }  // namespace

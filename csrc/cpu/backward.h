@@ -12,28 +12,31 @@
 
 template <class Real, class Stored, class Panel>
 struct BackwardStep {
+  using Factor = FactorOf<Real, Panel>;
   const Backward<Real, Stored>& p;
   const BackwardWork<Real, Panel>& work;
-  const Chunk<Real>& chunk;
-  const Rows<Real>& later_gates;  // dgates of the step after t
-  int64_t t, later;               // `later`: the step after t in forward
-  int64_t previous;               // the step before t in forward
-  int64_t carried;                // rows below have a later step, the others receive dhn
-  int64_t begun;                  // rows below have a previous step, the others began at h0
+  const Chunk<Factor>& chunk;
+  const Rows<Factor>& later_gates;  // dgates of the step after t
+  int64_t t, later;                 // `later`: the step after t in forward
+  int64_t previous;                 // the step before t in forward
+  int64_t carried;                  // rows below have a later step, the others receive dhn
+  int64_t begun;                    // rows below have a previous step, the others began at h0
 };
 
 // W_hh^T dgates: over 4H columns; a GRU's recurrent side sees r, z and q but not n.
 template <class Real, class Stored, class Panel>
 static void recurrent_gradient(const BackwardStep<Real, Stored, Panel>& s, Tile<Real>& a,
-                               const Real* d, int64_t j, int M) {
+                               const FactorOf<Real, Panel>* d, int64_t j, int M) {
   const Backward<Real, Stored>& p = s.p;
   const int64_t span = 4 * Simd<Real>::width, ld = s.work.gate_row, left = p.P - j * span;
+  const int64_t K = (p.cell == Cell::gru ? 3 : 4) * p.H;
+  const Panel* panel = s.work.w_hh + j * rows_of_panel<Panel>(K) * span;
   if (p.cell == Cell::gru) {
-    const Panel* panel = s.work.w_hh + j * 3 * p.H * span;
     product_of_span(a, left, M, d, ld, 2 * p.H, panel);
-    product_of_span(a, left, M, d + 3 * p.H, ld, p.H, panel + 2 * p.H * span);
+    panel += rows_of_panel<Panel>(2 * p.H) * span;
+    product_of_span(a, left, M, d + 3 * p.H, ld, p.H, panel);
   } else {
-    product_of_span(a, left, M, d, ld, 4 * p.H, s.work.w_hh + j * 4 * p.H * span);
+    product_of_span(a, left, M, d, ld, K, panel);
   }
 }
 
@@ -71,7 +74,7 @@ static void gates_gradient(const BackwardStep<Real, Stored, Panel>& s, const Til
     for (int m = 0; m < M; ++m) {
       const int64_t row = b + m;
       const Stored* saved = p.gates.at(s.t, row) + u;
-      Real* d = s.chunk.dgates.at(s.t, row) + u;
+      auto* d = s.chunk.dgates.at(s.t, row) + u;
       if (p.cell == Cell::gru) {
         const Stored* previous = row < s.begun ? p.y.at(s.previous, row) : p.h0 + row * H;
         const Vec<Real> h_prev = load(previous + u, n);
@@ -131,14 +134,15 @@ static void projected_step(const BackwardStep<Real, Stored, Panel>& s, int64_t r
   tiles<4>(panels_of(p.H, 4 * W), part, s.t, row0, rows, rows, [&](int64_t j, int64_t b, int M) {
     Tile<Real> a = {};
     product_of_span(a, p.H - j * 4 * W, M, s.chunk.dh.at(s.t, b), p.P, p.P,
-                    s.work.w_hr + j * p.P * 4 * W);
+                    s.work.w_hr + j * rows_of_panel<Panel>(p.P) * 4 * W);
     gates_gradient(s, a, j, b, M);
   });
 }
 
 template <class Real, class Stored, class Panel>
 static void backward(const Backward<Real, Stored>& p, const BackwardWork<Real, Panel>& work,
-                     const Chunk<Real>& chunk, int64_t row0, int64_t row1, const Part& part) {
+                     const Chunk<FactorOf<Real, Panel>>& chunk, int64_t row0, int64_t row1,
+                     const Part& part) {
   constexpr int W = Simd<Real>::width;
   for (int64_t k = chunk.k1 - 1; k >= chunk.k0; --k) {
     const int64_t t = p.step(k), rows = min_of(row1, p.active(t));

@@ -7,6 +7,9 @@
 namespace gatedrnn {
 
 #ifdef __x86_64__
+namespace avx512bf16 {
+extern const PairTables tables;
+}
 namespace avx512 {
 extern const Tables tables;
 }
@@ -20,23 +23,27 @@ extern const Tables tables;
 
 namespace {
 
+#ifdef __x86_64__
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
+}
+#endif
+
 const InstructionSet sets[] = {
 #ifdef __x86_64__
-    {"avx512",
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-              __builtin_cpu_supports("fma");
-     },
-     &avx512::tables},
+    {"avx512bf16", [] { return has_avx512() && __builtin_cpu_supports("avx512bf16"); },
+     &avx512::tables, &avx512bf16::tables},
+    {"avx512", has_avx512, &avx512::tables, nullptr},
     {"avx2",
      [] {
        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("f16c");
      },
-     &avx2::tables},
+     &avx2::tables, nullptr},
 #endif
-    {"baseline", [] { return true; }, &baseline::tables},
+    {"baseline", [] { return true; }, &baseline::tables, nullptr},
 };
 
 const char* forced() {
@@ -54,8 +61,9 @@ const InstructionSet* instruction_set(const char* name) {
 
 const char* instruction_set_error() {
   if (!forced() || instruction_set(forced())) return nullptr;
-  return "GATEDRNN_CPU_ISA must name an instruction set that this machine has, of avx512, avx2 and "
-         "baseline";
+  return "GATEDRNN_CPU_ISA must name an instruction set that this machine has, of avx512bf16, "
+         "avx512, "
+         "avx2 and baseline";
 }
 
 const InstructionSet& instruction_set() {

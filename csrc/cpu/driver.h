@@ -39,16 +39,18 @@ class Arena {
 // Calls body.operator()<Panel>() with the elements that the plan gives the packed weights.
 template <class Real, class Stored, class Body>
 auto with_panel(const Plan& plan, Body body) {
-  if constexpr (std::is_same_v<Stored, Bfloat16>)
+  if constexpr (std::is_same_v<Stored, Bfloat16>) {
+    if (plan.pairs) return body.template operator()<Bfloat16Pair>();
     if (plan.narrow_panels) return body.template operator()<Stored>();
+  }
   return body.template operator()<Real>();
 }
 
 // p.c (+)= p.a w by all threads, p.rows > 0: each has panels for itself, if whole ones can be
 // shared evenly, else rows, in blocks as even as they can be.
-template <class Real, class Stored>
-void multiply_by_all(const StorageKernels<Real, Stored>& k, Multiply<Real, Stored> p, int64_t W,
-                     int64_t threads, const Parallel& parallel) {
+template <class Real, class Stored, class Panel>
+void multiply_by_all(const WholeKernels<Real, Stored, Panel>& k, Multiply<Real, Stored, Panel> p,
+                     int64_t W, int64_t threads, const Parallel& parallel) {
   if (p.N % (4 * W * threads) == 0)
     return parallel(threads, [&](int64_t begin, int64_t end) {
       k.multiply(p, 0, p.blocks(), {begin, end, threads, nullptr});

@@ -21,26 +21,31 @@ template <class Panel, class Real, class Stored>
 ForwardWork<Real, Panel> take_work(const Plan& plan, const Forward<Real, Stored>& p, int64_t W,
                                    Arena<Real>& arena) {
   const int64_t panels = ceil_div(p.H, W), G = gates_of(p.cell);
+  using Factor = FactorOf<Real, Panel>;
+  const auto take_panels = [&](int64_t count, int64_t K, int64_t vectors) {
+    return arena.template take<Panel>(count * rows_of_panel<Panel>(K) * vectors * W);
+  };
   ForwardWork<Real, Panel> work{};
-  work.w_hh = arena.template take<Panel>(panels * p.P * G * W);
-  work.w_ih = arena.template take<Panel>(panels * p.I * G * W);
+  work.w_hh = take_panels(panels, p.P, G);
+  work.w_ih = take_panels(panels, p.I, G);
   work.bias = arena.take(4 * panels * W);
   if (p.w_hr) {
-    work.w_hr = arena.template take<Panel>(ceil_div(p.P, 4 * W) * p.H * 4 * W);
-    work.hidden = arena.take(p.B * p.H);
+    work.w_hr = take_panels(ceil_div(p.P, 4 * W), p.H, 4);
+    work.hidden = arena.template take<Factor>(p.B * p.H);
   }
   work.state_row = apart(p.P);
   work.x_row = apart(p.I);
   work.ahead = plan.ahead;
   if (work.ahead) {
-    work.inputs = arena.take(work.ahead * p.B * plan.parts * work.x_row);
+    work.inputs = arena.template take<Factor>(work.ahead * p.B * plan.parts * work.x_row);
     work.products = arena.take(work.ahead * p.B * panels * G * W);
   }
-  if (kNarrow<Real, Stored>) {
+  // An LSTM's state is a factor of products and no more.
+  constexpr bool widened = !std::is_same_v<Factor, Stored>;
+  if (widened || (kNarrow<Real, Stored> && p.cell == Cell::gru))
     for (Real*& state : work.state) state = arena.take(p.B * work.state_row);
-    for (Real*& x : work.x)
-      if (!work.ahead) x = arena.take(p.B * work.x_row);
-  }
+  if (widened && !work.ahead)
+    for (Real*& x : work.x) x = arena.take(p.B * work.x_row);
   return work;
 }
 

@@ -16,27 +16,34 @@ struct Extent {
   int64_t t0, t1, rows;
 };
 
-template <class Real, class Stored>
-Extent extent(const Backward<Real, Stored>& p, const Chunk<Real>& chunk) {
+template <class Real, class Stored, class Factor>
+Extent extent(const Backward<Real, Stored>& p, const Chunk<Factor>& chunk) {
   const int64_t t0 = chunk.dgates.first, t1 = t0 + chunk.k1 - chunk.k0;
   return {t0, t1, p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B};
 }
 
 template <class Real, class Stored, class Panel>
 class LayerBackward {
+  using Factor = FactorOf<Real, Panel>;
+  using Whole = WholePanel<Real, Panel>;
+  // Whether products take copies that were widened for them.
+  static constexpr bool kWidened = !std::is_same_v<Factor, Stored>;
+
  public:
   LayerBackward(const InstructionSet& set, const Plan& plan,
                 const Backward<Real, Stored>* directions, int D, Real* workspace)
       : k_(kernels_of<Real>(set)),
         loop_(layer_kernels_of<Real, Stored, Panel>(set)),
         storage_(storage_kernels_of<Real, Stored>(set)),
-        pack_input_(layer_kernels_of<Real, Stored, Real>(set).pack_columns),
+        whole_(whole_kernels_of<Real, Stored, Whole>(set)),
+        pack_input_(layer_kernels_of<Real, Stored, Whole>(set).pack_columns),
         plan_(plan),
         p_(directions),
         D_(D),
         arena_(workspace) {
     for (int d = 0; d < D; ++d) take_work(d);
-    for (int64_t n = 0; n < plan.threads; ++n) scratch_.push_back(arena_.take(kSumScratch));
+    for (int64_t n = 0; n < plan.threads; ++n)
+      scratch_.push_back(arena_.template take<Whole>(kSumScratch));
   }
 
   int64_t workspace() const { return arena_.used(); }
@@ -48,7 +55,7 @@ class LayerBackward {
     const int64_t T = p_[0].T, count = ceil_div(T, plan_.chunk);
     for (int64_t n = 0; n < count; ++n) {
       const int64_t k1 = T - n * plan_.chunk, k0 = std::max<int64_t>(0, k1 - plan_.chunk);
-      Chunk<Real> chunks[2];
+      Chunk<Factor> chunks[2];
       for (int d = 0; d < D_; ++d) chunks[d] = chunk_of(d, n, k0, k1);
       walk(plan_, D_, p_[0].B, parallel,
            [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
@@ -107,23 +114,28 @@ class LayerBackward {
     const int64_t span = 4 * k_.width, K = gates_of(p.cell) * p.H;
     const int64_t rows = std::min(plan_.chunk, p.T) * p.B;
     BackwardWork<Real, Panel>& work = work_[d];
-    work.w_hh = arena_.template take<Panel>(ceil_div(p.P, span) * K * span);
-    if (p.w_hr) work.w_hr = arena_.template take<Panel>(ceil_div(p.H, span) * p.P * span);
-    if (p.dx) work.w_ih = arena_.take(ceil_div(p.I, span) * K * span);
+    const auto panels = [&]<class Element>(Element*& to, int64_t N, int64_t K) {
+      to = arena_.template take<Element>(ceil_div(N, span) * rows_of_panel<Element>(K) * span);
+    };
+    panels(work.w_hh, p.P, K);
+    if (p.w_hr) panels(work.w_hr, p.H, p.P);
+    if (p.dx) panels(work.w_ih, p.I, K);
     work.dh0 = rounded_sum_of(p.dh0, p.B * p.P);
     work.dc0 = rounded_sum_of(p.dc0, p.B * p.H);
     sums_[d] = {sum_of(p.dw_ih, K * p.I), sum_of(p.dw_hh, K * p.P), rounded_sum_of(p.db_ih, K),
                 rounded_sum_of(p.db_hh, K), sum_of(p.dw_hr, p.P * p.H)};
-    if (kNarrow<Real, Stored> && p.dw_ih) {
-      x_[d] = arena_.take(rows * p.I);
-      previous_[d] = arena_.take(rows * p.P);
+    if (kWidened && p.dw_ih) {
+      x_[d] = take(rows * p.I);
+      previous_[d] = take(rows * p.P);
     }
     work.gate_row = apart(4 * p.H);
     for (int n = 0; n < (plan_.chunk < p.T ? 2 : 1); ++n)
-      work.dgates[n] = arena_.take(rows * work.gate_row);
-    if (p.w_hr) work.dh = arena_.take(rows * p.P);
-    if (p.dw_hr) work.hidden = arena_.take(rows * p.H);
+      work.dgates[n] = take(rows * work.gate_row);
+    if (p.w_hr) work.dh = take(rows * p.P);
+    if (p.dw_hr) work.hidden = take(rows * p.H);
   }
+
+  Factor* take(int64_t n) { return arena_.template take<Factor>(n); }
 
   void pack(int d, int64_t begin, int64_t end) {
     const Backward<Real, Stored>& p = p_[d];
@@ -138,11 +150,11 @@ class LayerBackward {
     if (work.w_ih) columns(pack_input_, p.w_ih, K, p.I, work.w_ih);
   }
 
-  Chunk<Real> chunk_of(int d, int64_t n, int64_t k0, int64_t k1) const {
+  Chunk<Factor> chunk_of(int d, int64_t n, int64_t k0, int64_t k1) const {
     const Backward<Real, Stored>& p = p_[d];
     const BackwardWork<Real, Panel>& work = work_[d];
-    const auto rows = [&](Real* data, int64_t width, int64_t first) {
-      return Rows<Real>{data, p.B * width, width, p.offsets, first};
+    const auto rows = [&](Factor* data, int64_t width, int64_t first) {
+      return Rows<Factor>{data, p.B * width, width, p.offsets, first};
     };
     const int64_t first = p.reverse ? p.T - k1 : k0;
     const int64_t later = p.reverse ? std::max<int64_t>(0, first - plan_.chunk) : k1;
@@ -164,12 +176,12 @@ class LayerBackward {
     return rows;
   }
 
-  // The same rows as Real: in `wide` where they are not, each of n.
-  std::vector<const Real*> widened(std::vector<const Stored*> rows, int64_t n, Real* wide,
-                                   const Parallel& parallel) const {
-    if constexpr (kNarrow<Real, Stored>) {
+  // The same rows as products take them: in `wide` where they are not so, each of n.
+  std::vector<const Factor*> widened(std::vector<const Stored*> rows, int64_t n, Factor* wide,
+                                     const Parallel& parallel) const {
+    if constexpr (kWidened) {
       const int64_t count = int64_t(rows.size());
-      std::vector<const Real*> to(rows.size());
+      std::vector<const Factor*> to(rows.size());
       parallel(plan_.threads, [&](int64_t begin, int64_t end) {
         for (int64_t k = count * begin / plan_.threads; k < count * end / plan_.threads; ++k) {
           storage_.widen(rows[size_t(k)], wide + k * n, n);
@@ -182,7 +194,7 @@ class LayerBackward {
     }
   }
 
-  void add_weights(const Chunk<Real>* chunks, bool accumulate, bool last,
+  void add_weights(const Chunk<Factor>* chunks, bool accumulate, bool last,
                    const Parallel& parallel) {
     Sums sums{.round = last && kNarrow<Real, Stored>};
     for (int d = 0; d < D_; ++d) {
@@ -190,7 +202,7 @@ class LayerBackward {
       const WeightSums& to = sums_[d];
       const Extent e = extent(p, chunks[d]);
       const int64_t H = p.H, P = p.P, G = gates_of(p.cell), gate_row = work_[d].gate_row;
-      const Real* da = chunks[d].dgates.data;
+      const Factor* da = chunks[d].dgates.data;
       const auto x = rows_of(p, e, [&](int64_t t, int64_t b) { return p.x.at(t, b); });
       sums.factor(widened(x, p.I, x_[d], parallel), p.I);
       sums.add(da, gate_row, G * H, to.dw_ih, p.dw_ih);
@@ -207,7 +219,7 @@ class LayerBackward {
         sums.add(da, gate_row, 4 * H, to.dw_hh, p.dw_hh);
       }
       if (p.dw_hr) {
-        const auto hidden = [&](int64_t t, int64_t b) -> const Real* {
+        const auto hidden = [&](int64_t t, int64_t b) -> const Factor* {
           return chunks[d].hidden.at(t, b);
         };
         sums.factor(rows_of(p, e, hidden), H);
@@ -215,7 +227,7 @@ class LayerBackward {
       }
     }
     parallel(plan_.threads, [&](int64_t begin, int64_t end) {
-      for (const OuterSum<Real, Stored>& sum : sums.list) share(sum, accumulate, begin, end);
+      for (const OuterSum<Real, Stored, Whole>& sum : sums.list) share(sum, accumulate, begin, end);
       for (int d = 0; d < D_; ++d)
         if (p_[d].db_ih) add_bias(d, chunks[d], accumulate, begin, end);
     });
@@ -225,20 +237,20 @@ class LayerBackward {
   // The sums of a chunk, and what they are made of.
   struct Sums {
     const bool round;  // this chunk makes the sums whole
-    std::vector<OuterSum<Real, Stored>> list{};
+    std::vector<OuterSum<Real, Stored, Whole>> list{};
     std::vector<Rounded> later{};  // what the sums do not round themselves
-    std::deque<std::vector<const Real*>> pointers{};
-    std::deque<std::vector<Real>> copies{};
+    std::deque<std::vector<const Factor*>> pointers{};
+    std::deque<std::vector<Factor>> copies{};
 
     // The rows of the right factor of the sums that follow.
-    void factor(std::vector<const Real*> rows, int64_t columns) {
+    void factor(std::vector<const Factor*> rows, int64_t columns) {
       pointers.push_back(std::move(rows));
       width = columns;
       compact = nullptr;
     }
 
-    void add(const Real* a, int64_t a_row, int64_t M, Real* c, Stored* result) {
-      const std::vector<const Real*>& b = pointers.back();
+    void add(const Factor* a, int64_t a_row, int64_t M, Real* c, Stored* result) {
+      const std::vector<const Factor*>& b = pointers.back();
       const int64_t K = int64_t(b.size());
       if (width >= kFewColumns || M <= width) {
         Stored* rounded = round ? result : nullptr;
@@ -251,7 +263,7 @@ class LayerBackward {
         compact = copies.back().data();
         for (int64_t k = 0; k < K; ++k) std::copy_n(b[k], width, compact + k * width);
       }
-      std::vector<const Real*> rows;
+      std::vector<const Factor*> rows;
       for (int64_t k = 0; k < K; ++k) rows.push_back(a + k * a_row);
       pointers.push_front(std::move(rows));
       list.push_back({K, width, M, compact, width, pointers.front().data(), c, 1, width, false});
@@ -259,33 +271,33 @@ class LayerBackward {
     }
 
     int64_t width = 0;
-    Real* compact = nullptr;
+    Factor* compact = nullptr;
   };
 
   // Parts [begin, end) of a sum; each thread has rows or columns of the result for itself.
-  void share(OuterSum<Real, Stored> sum, bool accumulate, int64_t begin, int64_t end) {
+  void share(OuterSum<Real, Stored, Whole> sum, bool accumulate, int64_t begin, int64_t end) {
     sum.accumulate = accumulate;
     const int64_t span = 4 * k_.width, tile = 12;  // columns of b, of a: whole tiles for every set
     const auto cut = [&](int64_t n, int64_t all, int64_t step) {
       return std::min(all, ceil_div(all, step) * n / plan_.threads * step);
     };
-    Real* scratch = scratch_[size_t(begin)];
+    Whole* scratch = scratch_[size_t(begin)];
     if (ceil_div(sum.M, tile) >= ceil_div(sum.N, span))
-      storage_.outer_sum(sum, cut(begin, sum.M, tile), cut(end, sum.M, tile), 0, sum.N, scratch);
+      whole_.outer_sum(sum, cut(begin, sum.M, tile), cut(end, sum.M, tile), 0, sum.N, scratch);
     else
-      storage_.outer_sum(sum, 0, sum.M, cut(begin, sum.N, span), cut(end, sum.N, span), scratch);
+      whole_.outer_sum(sum, 0, sum.M, cut(begin, sum.N, span), cut(end, sum.N, span), scratch);
   }
 
-  void add_bias(int d, const Chunk<Real>& chunk, bool accumulate, int64_t begin, int64_t end) {
+  void add_bias(int d, const Chunk<Factor>& chunk, bool accumulate, int64_t begin, int64_t end) {
     const Backward<Real, Stored>& p = p_[d];
     const int64_t H = p.H, row = work_[d].gate_row, rows = extent(p, chunk).rows;
-    const Real* da = chunk.dgates.data;
+    const Factor* da = chunk.dgates.data;
     const auto columns = [&](int64_t first, int64_t count, Real* sums) {
       const int64_t vectors = ceil_div(count, k_.width);
       const auto cut = [&](int64_t n) {
         return std::min(count, vectors * n / plan_.threads * k_.width);
       };
-      k_.column_sums(da + first, row, rows, cut(begin), cut(end), sums, accumulate);
+      whole_.column_sums(da + first, row, rows, cut(begin), cut(end), sums, accumulate);
     };
     columns(0, gates_of(p.cell) * H, sums_[d].db_ih);
     if (p.cell == Cell::gru) columns(3 * H, H, sums_[d].db_hh + 2 * H);
@@ -297,7 +309,7 @@ class LayerBackward {
   }
 
   // Of two directions, the one that comes to a step first writes there, and the other adds.
-  void add_input(int d, const Chunk<Real>& chunk, const Parallel& parallel) {
+  void add_input(int d, const Chunk<Factor>& chunk, const Parallel& parallel) {
     const Backward<Real, Stored>& p = p_[d];
     const Extent e = extent(p, chunk);
     if (D_ == 1) return multiply(p, d, chunk, e.t0, e.t1, false, parallel);
@@ -313,35 +325,36 @@ class LayerBackward {
     }
   }
 
-  void multiply(const Backward<Real, Stored>& p, int d, const Chunk<Real>& chunk, int64_t t0,
+  void multiply(const Backward<Real, Stored>& p, int d, const Chunk<Factor>& chunk, int64_t t0,
                 int64_t t1, bool accumulate, const Parallel& parallel) {
     if (t0 == t1) return;
     const int64_t rows = p.offsets ? p.offsets[t1] - p.offsets[t0] : (t1 - t0) * p.B;
-    const Multiply<Real, Stored> product{rows,
-                                         gates_of(p.cell) * p.H,
-                                         p.I,
-                                         chunk.dgates.at(t0, 0),
-                                         work_[d].gate_row,
-                                         work_[d].w_ih,
-                                         p.dx.at(t0, 0),
-                                         p.I,
-                                         accumulate};
-    multiply_by_all(storage_, product, k_.width, plan_.threads, parallel);
+    const Multiply<Real, Stored, Whole> product{rows,
+                                                gates_of(p.cell) * p.H,
+                                                p.I,
+                                                chunk.dgates.at(t0, 0),
+                                                work_[d].gate_row,
+                                                work_[d].w_ih,
+                                                p.dx.at(t0, 0),
+                                                p.I,
+                                                accumulate};
+    multiply_by_all(whole_, product, k_.width, plan_.threads, parallel);
   }
 
   const Kernels<Real>& k_;
   const LayerKernels<Real, Stored, Panel>& loop_;
   const StorageKernels<Real, Stored>& storage_;
-  const decltype(LayerKernels<Real, Stored>::pack_columns) pack_input_;
+  const WholeKernels<Real, Stored, Whole>& whole_;
+  const decltype(LayerKernels<Real, Stored, Whole>::pack_columns) pack_input_;
   const Plan plan_;
   const Backward<Real, Stored>* const p_;
   const int D_;
   Arena<Real> arena_;
   BackwardWork<Real, Panel> work_[2] = {};
   WeightSums sums_[2] = {};
-  Real *x_[2] = {}, *previous_[2] = {};  // where storage is narrow: the chunk's x and h(t-1)
+  Factor *x_[2] = {}, *previous_[2] = {};  // if widened: the chunk's x and h(t-1)
   std::vector<Rounded> rounded_;
-  std::vector<Real*> scratch_;
+  std::vector<Whole*> scratch_;
 };
 
 }  // namespace

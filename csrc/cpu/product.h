@@ -11,6 +11,10 @@
 // namespace of an instruction set.
 #pragma once
 
+static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t panels_of(int64_t units, int64_t span) { return (units + span - 1) / span; }
+
 #if GATEDRNN_VECTOR_REGISTERS >= 32
 template <int G>
 constexpr int kRows = 24 / G;  // 8 for 3 gates, 6 for 4
@@ -38,7 +42,7 @@ enum Layout { by_row, transposed };
 
 // tile.v[to[g]][m] += sum over k of a[m][k] * panel[k][g], m < M, with a's rows lda apart. A
 // panel's rows are S >= G vectors.
-template <class Real, int M, int G, Layout layout, int S, class Panel>
+template <int M, int G, Layout layout, int S, class Real, class Panel>
 static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t lda, int64_t K,
                          const Panel* panel) {
   constexpr int W = Simd<Real>::width;
@@ -70,11 +74,11 @@ static void product_rows(Tile<Real>& tile, const int* to, const Real* a, int64_t
 }
 
 // The same for a number of rows known at run time, 1 <= M <= kRows<S>.
-template <int G, Layout layout = by_row, int S = G, class Real, class Panel>
-static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, int64_t lda,
+template <int G, Layout layout = by_row, int S = G, class Real, class Factor, class Panel>
+static void product(Tile<Real>& tile, const int (&to)[G], int M, const Factor* a, int64_t lda,
                     int64_t K, const Panel* panel) {
   const auto rows = [&]<int count>() {
-    product_rows<Real, count, G, layout, S>(tile, to, a, lda, K, panel);
+    product_rows<count, G, layout, S>(tile, to, a, lda, K, panel);
   };
   if constexpr (kRows<S> > 4) {
     if (M == 5) return rows.template operator()<5>();
@@ -94,8 +98,8 @@ static void product(Tile<Real>& tile, const int (&to)[G], int M, const Real* a, 
 
 // The same where a panel's vectors are neighbouring columns, of which `left` are left: no others
 // are computed.
-template <Layout layout = by_row, class Real, class Panel>
-static void product_of_span(Tile<Real>& tile, int64_t left, int M, const Real* a, int64_t lda,
+template <Layout layout = by_row, class Real, class Factor, class Panel>
+static void product_of_span(Tile<Real>& tile, int64_t left, int M, const Factor* a, int64_t lda,
                             int64_t K, const Panel* panel) {
   constexpr int W = Simd<Real>::width;
   if (left > 3 * W) return product<4, layout>(tile, {0, 1, 2, 3}, M, a, lda, K, panel);

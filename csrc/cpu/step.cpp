@@ -46,7 +46,7 @@ template <class Real>
 class Products {
  public:
   Products(const InstructionSet& set, bool few, int64_t threads)
-      : k_(kernels_of<Real>(set)), storage_(storage_kernels_of<Real, Real>(set)), few_(few) {
+      : k_(kernels_of<Real>(set)), whole_(whole_kernels_of<Real, Real, Real>(set)), few_(few) {
     if (!few) own_ = scratch<Real>(threads * kSumScratch);
   }
 
@@ -120,22 +120,22 @@ class Products {
       }
       if (p.db) {
         const Range n = share(part, p.N, k_.width);
-        k_.column_sums(p.d, p.N, p.B, n.begin, n.end, p.db, false);
+        whole_.column_sums(p.d, p.N, p.B, n.begin, n.end, p.db, false);
       }
       if (!p.dw) continue;
       const OuterSum<Real>& sum = sums_[i];
       if (sum.a == p.a) {
         const Range n = share(part, p.N, span);
-        storage_.outer_sum(sum, 0, sum.M, n.begin, n.end, own);
+        whole_.outer_sum(sum, 0, sum.M, n.begin, n.end, own);
       } else {
         const Range n = share(part, p.N, tile);
-        storage_.outer_sum(sum, n.begin, n.end, 0, sum.N, own);
+        whole_.outer_sum(sum, n.begin, n.end, 0, sum.N, own);
       }
     }
   }
 
   const Kernels<Real>& k_;
-  const StorageKernels<Real>& storage_;
+  const WholeKernels<Real>& whole_;
   const bool few_;
   int count_ = 0;
   ProductBackward<Real> products_[2];

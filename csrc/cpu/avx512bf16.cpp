@@ -1,0 +1,4 @@
+#define GATEDRNN_NAMESPACE avx512bf16
+#define GATEDRNN_VECTOR_BYTES 64
+#define GATEDRNN_VECTOR_REGISTERS 32
+#include "body.h"
