@@ -18,6 +18,13 @@ STATES = {"gru": ("y", "hn"), "lstm": ("y", "hn", "cn")}
 PAIRS = "avx512bf16"  # the set that multiplies pairs of bfloat16
 GRADIENTS = ("dx", "dh0", "dw_ih", "dw_hh", "db_ih", "db_hh")
 each_dtype = pytest.mark.parametrize("dtype", LAYER)
+has_pairs = pytest.mark.skipif(PAIRS not in kernels.pair_sets(),
+                               reason=f"this machine has no {PAIRS}")
+each_kernel = pytest.mark.parametrize(("dtype", "isa"), [
+    *(pytest.param(dtype, *isa.values, marks=isa.marks)
+      for dtype in LAYER for isa in each_set.args[1]),
+    pytest.param("bfloat16", PAIRS, marks=has_pairs),
+])
 
 CASES = [
     *(Case(cell, "float32", *size, reverse=reverse, packed=packed)
@@ -152,7 +159,7 @@ def test_layer(case, dtype, isa, ahead):
                 assert not different(ours, inference), (narrow, partition, threads)
 
 
-@pytest.mark.skipif(PAIRS not in kernels.pair_sets(), reason=f"this machine has no {PAIRS}")
+@has_pairs
 @pytest.mark.parametrize("ahead", [0, 3])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_layer_of_pairs(case, ahead):
@@ -189,8 +196,7 @@ def test_layer_of_pairs(case, ahead):
 
 
 @pytest.mark.parametrize("cell", STATES)
-@each_dtype
-@each_set
+@each_kernel
 def test_a_sum_over_chunks_is_rounded_once(cell, dtype, isa):
     """Whether a gradient is summed from one chunk or from many shows in float32's last places only:
     in 16 bits it is the same, or its neighbour here and there."""
@@ -206,8 +212,7 @@ def test_a_sum_over_chunks_is_rounded_once(cell, dtype, isa):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("cell", STATES)
-@each_dtype
-@each_set
+@each_kernel
 def test_nan_stays_in_its_sequence(cell, dtype, bad, isa):
     case = Case(cell, "float32", 3, 9, 5, 17)
     good = run(case, dtype, inputs(case, dtype), isa=isa)
