@@ -163,6 +163,11 @@ def packed_batch(
         or batch_sizes.dim() != 1
         or batch_sizes.device.type != "cpu"
     ):
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "torch.export cannot record pack_padded_sequence, whose batch_sizes it takes for "
+                f"{batch_sizes.dtype}: export a model that takes a PackedSequence or padded input"
+            )
         raise RuntimeError(
             "PackedSequence: expected batch_sizes to be a 1-D int64 tensor on the CPU, got "
             f"{batch_sizes.dim()}-D {batch_sizes.dtype} on {batch_sizes.device}"
@@ -171,7 +176,10 @@ def packed_batch(
         # A traced graph knows sizes, not values: the op checks those when it runs.
         if sorted_indices is not None:
             return sorted_indices.size(0)
-        return int(batch_sizes[0]) if states is None else states[0].size(1)
+        if states is None:
+            first: Any = batch_sizes[0].item()  # int() would ask for the value at once
+            return first
+        return states[0].size(1)
     steps: list[int] = batch_sizes.tolist()
     if not steps or steps[-1] <= 0 or any(a < b for a, b in pairwise(steps)):
         raise RuntimeError(

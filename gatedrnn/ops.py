@@ -6,7 +6,7 @@ a derivative too, taken from :mod:`gatedrnn.reference`, and is entered only wher
 backward is wanted, so that an ordinary training step pays for one.
 
 The reference takes over where kernels cannot follow: complex numbers, devices without kernels,
-forward-mode derivatives and vmap.
+forward-mode derivatives, and compiled transforms of torch.func.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from . import traced
+from . import batching, traced
 from .raw import (
     HAS_CUDA,
     KERNELS,
@@ -55,45 +55,77 @@ def _reference_backward(call: Call, tensors: Tensors, cotangents: Gradients) -> 
 
 
 class _Backward(torch.autograd.Function):
-    """(cotangents, tensors) -> gradients of the tensors, by kernel; its derivative by reference."""
+    """(cotangents, tensors) -> gradients of the tensors, by kernel; their derivative by reference.
+
+    Gradients of x, and those of the weights, are left out unless they are needed.
+    """
 
     @staticmethod
-    def forward(call: Call, kept: Tensors, count: int, *inputs: Any) -> Any:
-        cotangents, tensors = list(inputs[:count]), inputs[count:]
-        return tuple(KERNELS[call.kernel].backward(call, cotangents, tensors, kept, True, True))
+    def forward(call: Call, needs: tuple[bool, bool], kept: Tensors, *inputs: Any) -> Any:
+        def run(call: Call, tensors: Any) -> Tensors:
+            cotangents, rest = list(tensors[count:first]), tensors[first:]
+            found = kernel.backward(call, cotangents, rest, tensors[:count], *needs)
+            return _needed(call, needs, found)
+
+        kernel, count = KERNELS[call.kernel], len(kept)
+        first = count + kernel.outputs
+        if any(map(batching.is_batched, inputs[: kernel.outputs])):
+            return batching.batched_backward(run, call, (*kept, *inputs), needs)
+        return run(call, (*kept, *inputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.call, _, ctx.count, *rest = inputs
+        # Not what was kept: the derivative is written in terms of the tensors alone.
+        ctx.call, ctx.needs, _, *rest = inputs
         ctx.save_for_backward(*rest)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        call, count, saved = ctx.call, ctx.count, ctx.saved_tensors
+        call, needs, saved = ctx.call, ctx.needs, ctx.saved_tensors
+        count = KERNELS[call.kernel].outputs
         given = [k for k, d in enumerate(saved[:count]) if d is not None]
 
         def function(*inputs: Tensor) -> tuple[Tensor | None, ...]:
             cotangents: Gradients = [None] * count
             for k, d in zip(given, inputs, strict=False):
                 cotangents[k] = d
-            return tuple(_reference_backward(call, inputs[len(given) :], cotangents))
+            found = _reference_backward(call, inputs[len(given) :], cotangents)
+            return _needed(call, needs, found)
 
         inputs = (*(saved[k] for k in given), *saved[count:])
         found = iter(torch.func.vjp(function, *inputs)[1](gradients))
         first = [next(found) if d is not None else None for d in saved[:count]]
         return None, None, None, *first, *found
 
+    @staticmethod
+    def vmap(
+        info: Any, dims: Any, call: Call, needs: tuple[bool, bool], kept: Tensors, *inputs: Any
+    ) -> Any:
+        def run(call: Call, tensors: Any) -> Tensors:
+            kept, inputs = tensors[:count], tensors[count:]
+            return _Backward.apply(call, needs, kept, *inputs)
+
+        count = len(kept)
+        tensors, dims = (*kept, *inputs), (*dims[2], *dims[3:])
+        return batching.backward(run, call, tensors, dims, info.batch_size, needs)
+
+
+def _needed(call: Call, needs: tuple[bool, bool], found: Gradients) -> tuple[Any, ...]:
+    need_x, need_weights = needs
+    end = len(found) if need_weights else 1 + KERNELS[call.kernel].states
+    return tuple(found[0 if need_x else 1 : end])
+
 
 class _Forward(torch.autograd.Function):
     """tensors -> results of the forward kernel, of which the first are the outputs."""
 
     @staticmethod
-    def forward(call: Call, *tensors: Tensor) -> Any:
-        return KERNELS[call.kernel].forward(call, tensors, True)
+    def forward(call: Call, train: bool, *tensors: Tensor) -> Any:
+        return KERNELS[call.kernel].forward(call, tensors, train)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.call, *tensors = inputs
+        ctx.call, _, *tensors = inputs
         kernel = KERNELS[ctx.call.kernel]
         ctx.mark_non_differentiable(*output[kernel.outputs :])
         ctx.set_materialize_grads(False)
@@ -101,24 +133,34 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return _gradients(ctx, ctx.saved_tensors, *gradients)
+        need = ctx.needs_input_grad[2:]
+        return None, None, *_gradients(ctx.call, need, ctx.saved_tensors, gradients)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, call: Call, train: bool, *tensors: Tensor) -> Any:
+        def run(call: Call, tensors: Any) -> Tensors:
+            return _Forward.apply(call, train, *tensors)
+
+        return batching.forward(run, call, tensors, dims[2:], info.batch_size, train)
 
 
-def _gradients(ctx: Any, saved: Tensors, *gradients: Tensor | None) -> Any:
-    call, kernel = ctx.call, KERNELS[ctx.call.kernel]
-    need = ctx.needs_input_grad[1:]
+def _gradients(call: Call, need: Sequence[bool], saved: Tensors, gradients: Any) -> list[Any]:
+    kernel = KERNELS[call.kernel]
     tensors, kept = saved[: len(need)], saved[len(need) :]
     cotangents = list(gradients[: kernel.outputs])
-    if _in_vmap():
-        found = _reference_backward(call, tensors, cotangents)
-    elif torch.is_grad_enabled():
-        found = _Backward.apply(call, kept, len(cotangents), *cotangents, *tensors)
+    needs = need[0], any(need[1 + kernel.states :])
+    if torch.is_grad_enabled() or _in_vmap() or any(map(batching.is_batched, cotangents)):
+        found = list(_Backward.apply(call, needs, kept, *cotangents, *tensors))
+        if not need[0]:
+            found.insert(0, None)
     else:
-        weights = any(need[1 + kernel.states :])
-        found = kernel.backward(call, cotangents, tensors, kept, need[0], weights)
-        if not weights:
-            found += [None] * (len(need) - len(found))
-    return None, *(g if wanted else None for g, wanted in zip(found, need, strict=True))
+        found = kernel.backward(call, cotangents, tensors, kept, *needs)
+    found += [None] * (len(need) - len(found))
+    return [g if wanted else None for g, wanted in zip(found, need, strict=True)]
+
+
+for _name in KERNELS:
+    traced.define(_name, _gradients)
 
 
 class _EagerForward(torch.autograd.Function):
@@ -126,11 +168,14 @@ class _EagerForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Call, *tensors: Tensor) -> Any:
-        results = _Forward.forward(call, *tensors)
-        _Forward.setup_context(ctx, (call, *tensors), results)
+        results = _Forward.forward(call, True, *tensors)
+        _Forward.setup_context(ctx, (call, True, *tensors), results)
         return results
 
-    backward = _Forward.backward
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        need = ctx.needs_input_grad[1:]
+        return None, *_gradients(ctx.call, need, ctx.saved_tensors, gradients)
 
 
 class _Step(torch.autograd.Function):
@@ -147,7 +192,6 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None = None) -> Any:
         # Once: a checkpoint's may not be asked for again.
         call, need, saved = ctx.call, ctx.needs_input_grad, ctx.saved_tensors
-        found = None
         if not torch.is_grad_enabled():
             states = KERNELS[call.kernel].states
             x, h, *c, w_ih, w_hh = saved[: states + 3]
@@ -155,7 +199,9 @@ class _Step(torch.autograd.Function):
                 x, h, c[0] if c else None, w_ih, w_hh, saved[-1], dh, dc, call.bias,
                 need[1], any(need[2 : 2 + states]), any(need[2 + states :]),
             )  # fmt: skip
-        return _gradients(ctx, saved, dh, dc) if found is None else (None, *found)
+            if found is not None:
+                return None, *found
+        return None, *_gradients(call, need[1:], saved, (dh, dc))
 
 
 def step(
@@ -222,10 +268,11 @@ def _run_watched(call: Call, tensors: Tensors) -> Tensors:
         return _reference(call, tensors)
     if traced.is_recording():
         return traced.run(call, tensors)
-    if torch._C._are_functorch_transforms_active() or (
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    ):
-        return _Forward.apply(call, *tensors)[: kernel.outputs]
+    transformed = torch._C._are_functorch_transforms_active()
+    # A mapped tensor does not tell whether it requires a gradient.
+    train = torch.is_grad_enabled() and (transformed or any(t.requires_grad for t in tensors))
+    if transformed or train:
+        return _Forward.apply(call, train, *tensors)[: kernel.outputs]
     return kernel.forward(call, tensors, False)[: kernel.outputs]
 
 
@@ -235,7 +282,7 @@ def _needs_reference(call: Call, x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         # A compiled torch.func transform over a Function returns zeros without a word (torch 2.13).
         return torch._C._are_functorch_transforms_active()
-    return forward_ad._current_level >= 0 or _in_vmap()
+    return forward_ad._current_level >= 0
 
 
 def _complete(weights: Sequence[Tensor | None], each: int, rows: int) -> tuple[bool, Tensors]:

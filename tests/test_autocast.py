@@ -170,3 +170,32 @@ def test_backward_outside_of_autocast_and_through_two_calls(theirs, ours):
     backward([first, second])
     assert {p.grad.dtype for p in m.parameters()} == {torch.float32}
     assert all(p.grad.isfinite().all() and p.grad.count_nonzero() for p in m.parameters())
+
+
+@every_class
+def test_a_scaled_step_is_that_of_float32(theirs, ours):
+    """float16 with GradScaler, which finds the overflow that it is there for and skips it."""
+    m, reference = ours(IN, H), ours(IN, H)
+    reference.load_state_dict(m.state_dict())
+    x = inputs(m)
+    next(tensors(reference(x))).square().mean().backward()
+    expected = {n: p - 0.1 * p.grad for n, p in reference.named_parameters()}
+    optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    skipped = 0
+    while scaler.get_scale() > 1:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = next(tensors(m(x))).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scale = scaler.get_scale()
+        scaler.update()
+        if scaler.get_scale() == scale:
+            break
+        skipped += 1
+        assert all(torch.equal(p, before[n]) for n, p in m.named_parameters())
+    assert skipped > 0
+    for n, p in m.named_parameters():
+        assert_like(p.detach(), expected[n].detach(), rtol=0, atol=2e-4)

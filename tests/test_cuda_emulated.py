@@ -22,6 +22,7 @@ import test_gradients
 import test_layers
 import test_packed
 import test_processes
+import test_vmap
 import torch
 from cuda_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, MODES, TF32, precision, shifted
 from equivalence import CELLS, LAYERS, LAYOUTS, Case, Trial, forward, lay_out, run, together
@@ -551,9 +552,11 @@ globals().update(
         "gradient_penalty", "gradient_penalty_of_a_packed_stack", "third_derivatives",
         "create_graph_gives_the_same_first_gradients_and_keeps_the_graph",
     )
+    | borrowed(test_func, "grad_vjp_and_jacrev", "forward_mode", "jacobian_through_packing")
     | borrowed(
-        test_func, "grad_vjp_and_jacrev", "forward_mode", "vmap_over_inputs",
-        "vmap_over_weights_is_an_ensemble", "gradients_per_sample", "jacobian_through_packing",
+        test_vmap, "shared_weights_run_one_kernel_over_the_folded_batch",
+        "any_axis_of_input_and_states", "per_sample_gradients", "per_sample_gradients_of_stacks",
+        "ensembles", "packed_samples", "second_derivatives_per_sample",
     )
     | borrowed(
         test_dropout, "same_masks_as_torch", "same_masks_with_projections",

@@ -1,20 +1,23 @@
-"""torch.func over ours: functional_call, grad, vjp, jvp, Jacobians, vmap; always by value.
+"""torch.func over ours: functional_call, grad, vjp, jvp, Jacobians; always by value. vmap has a
+file of its own.
 
-Where torch.nn itself cannot (vmap, forward mode of a float32 LSTM), the expected value comes from
-a loop or from reverse mode.
+Where torch.nn itself cannot (forward mode of a float32 LSTM), the expected value comes from reverse
+mode.
 """
 
+import pytest
 import torch
-from helpers import TOLERANCE, assert_like, every_class, hidden, is_lstm, layers, pair, tensors
+from helpers import TOLERANCE, assert_like, every_class, is_lstm, layers, pair, tensors
 from torch import func, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_leaves
 
 T, B, IN, H = 3, 2, 3, 4
 
 
-def inputs(m, *batch, **kwargs):
+def inputs(m, **kwargs):
     shape = (B, IN) if isinstance(m, nn.modules.rnn.RNNCellBase) else (T, B, IN)
-    return torch.randn(*batch, *shape, **kwargs)
+    return torch.randn(shape, **kwargs)
 
 
 def weights(m):
@@ -32,10 +35,7 @@ def loss(m):
 
 
 def assert_close(actual, expected):
-    leaves, other = (
-        torch.utils._pytree.tree_leaves(actual),
-        torch.utils._pytree.tree_leaves(expected),
-    )
+    leaves, other = tree_leaves(actual), tree_leaves(expected)
     assert len(leaves) == len(other)
     for p, q in zip(leaves, other, strict=True):
         assert_like(p.detach(), q.detach(), strides=False)
@@ -112,44 +112,6 @@ def test_forward_mode_in_float32_agrees_with_reverse_mode(theirs, ours):
     assert_close(value, call(m)(weights(m), x))
 
 
-@every_class
-def test_vmap_over_inputs(theirs, ours):
-    m = ours(IN, H)
-    x = inputs(m, 5)
-    expected = [torch.stack(ts) for ts in zip(*(tensors(m(v)) for v in x), strict=True)]
-    assert_close(list(tensors(func.vmap(m)(x))), expected)
-    moved = func.vmap(m, in_dims=1, out_dims=1)(x.movedim(0, 1))
-    assert_close([t.movedim(1, 0) for t in tensors(moved)], expected)
-
-
-@every_class
-def test_vmap_over_states_alone(theirs, ours):
-    m = ours(IN, H)
-    x, states = inputs(m), [hidden(m, B) for _ in range(3)]
-    stacked = torch.utils._pytree.tree_map(lambda *h: torch.stack(h), *states)
-    expected = [torch.stack(ts) for ts in zip(*(tensors(m(x, h)) for h in states), strict=True)]
-    assert_close(list(tensors(func.vmap(m, in_dims=(None, 0))(x, stacked))), expected)
-
-
-@every_class
-def test_vmap_over_weights_is_an_ensemble(theirs, ours):
-    models = [ours(IN, H) for _ in range(3)]
-    parameters, _ = func.stack_module_state(models)
-    x = inputs(models[0])
-    result = func.vmap(call(models[0]), in_dims=(0, None))(parameters, x)
-    expected = [torch.stack(ts) for ts in zip(*(tensors(m(x)) for m in models), strict=True)]
-    assert_close(list(result), expected)
-
-
-@every_class
-def test_gradients_per_sample(theirs, ours):
-    m = ours(IN, H)
-    x = inputs(m, 4)
-    result = func.vmap(func.grad(loss(m)), in_dims=(None, 0))(weights(m), x)
-    singles = [func.grad(loss(m))(weights(m), v) for v in x]
-    assert_close(result, {n: torch.stack([s[n] for s in singles]) for n in singles[0]})
-
-
 @layers
 def test_stacked_bidirectional_with_dropout_under_grad(theirs, ours):
     results = []
@@ -179,3 +141,36 @@ def test_jacobian_through_packing(theirs, ours):
     expected = torch.autograd.functional.jacobian(f, data)
     assert_like(jacobian, expected, strides=False, **TOLERANCE[torch.float32])
     assert is_lstm(m) or jacobian.shape == (5, H, 5, IN)
+
+
+@every_class
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch's own
+def test_stateless_and_linearize(theirs, ours):
+    a, b = pair(theirs, ours, IN, H, dtype=torch.float64)
+    x = inputs(a, dtype=torch.float64)
+    tangent = torch.randn_like(x)
+    other = {n: torch.randn_like(p) for n, p in weights(a).items()}
+    results = []
+    for m in (a, b):
+        with pytest.warns(FutureWarning):
+            called = nn.utils.stateless.functional_call(m, other, (x,))
+        value, derivative = func.linearize(lambda x, m=m: call(m)(weights(m), x), x)
+        results.append((tuple(tensors(called)), value, derivative(tangent)))
+    assert_close(results[1], results[0])
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64])
+def test_forward_mode_in_other_dtypes(theirs, ours, dtype):
+    """Along a direction; of 16 bits against float32, of complex numbers against real ones."""
+    m = ours(IN, H)
+    x, tangent = inputs(m), inputs(m)
+    value, slope = func.jvp(lambda x: call(m)(weights(m), x), (x,), (tangent,))
+    low = ours(IN, H, dtype=dtype)
+    with torch.no_grad():
+        for p, q in zip(low.parameters(), m.parameters(), strict=True):
+            p.copy_(q)
+    actual = func.jvp(lambda x: call(low)(weights(low), x), (x.to(dtype),), (tangent.to(dtype),))
+    for mine, expected in zip(tree_leaves(actual), tree_leaves((value, slope)), strict=True):
+        assert mine.dtype == dtype
+        assert_like(mine.detach(), expected.detach().to(dtype), strides=False, **TOLERANCE[dtype])

@@ -220,3 +220,26 @@ def test_a_spawned_child_takes_modules_as_arguments():
         torch.testing.assert_close(torch.tensor(grad), m.weight_hh_l0.grad, rtol=1e-5, atol=1e-6)
     process.join()
     assert process.exitcode == 0
+
+
+class Encoded(torch.utils.data.Dataset):
+    """Samples that a module has encoded, in the worker."""
+
+    def __init__(self, module):
+        self.module, self.x = module, torch.randn(6, 4, 3)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, k):
+        with torch.no_grad():
+            return self.module(self.x[k])[0]
+
+
+@layers
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_of_a_data_loader(theirs, ours):
+    data = Encoded(ours(3, 4))
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2)
+    expected = torch.stack([data[k] for k in range(len(data))])
+    assert_like(torch.cat(list(loader)), expected)
