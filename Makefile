@@ -18,7 +18,7 @@ environment := .venv/installed
 endif
 
 forecast: build
-	$(PYTHON) -m examples.energy
+	$(PYTHON) -m examples.energy compare --out build/forecast
 
 # Threads of OpenMP that wait without spinning: tests run more of them than there are cores.
 test: export OMP_WAIT_POLICY := passive

@@ -1,1 +1,1 @@
-"""Next-hour electricity demand with a GRU and an LSTM: run `python -m examples.energy --help`."""
+"""Hourly electricity demand with a GRU and an LSTM: run `python -m examples.energy --help`."""

@@ -55,8 +55,9 @@ def demand(name: str, climate: Climate, hours: int, seed: int) -> pd.Series:
     hour, weekday = index.hour.to_numpy(), index.day_of_week.to_numpy()
     year = 2 * np.pi * (index.day_of_year.to_numpy() - 15) / 365.25  # 0 in mid-January
 
-    weekend = weekday >= 5
-    day = np.where(weekend, 0.7, 1.0) * _daily_shape(hour, winter=(1 + np.cos(year)) / 2)
+    # Towns do not change their ways at midnight, but over some hours around it.
+    weekend = pd.Series(weekday >= 5, dtype=float).rolling(9, 1, center=True).mean().to_numpy()
+    day = (1 - 0.3 * weekend) * _daily_shape(hour, winter=(1 + np.cos(year)) / 2)
     season = climate.heating * np.cos(year).clip(0) + climate.cooling * (-np.cos(year)).clip(0)
     weather = climate.weather * _smooth(_red_noise(rng, hours, halflife=36), halflife=4)
     flicker = 0.008 * _red_noise(rng, hours, halflife=2) + 0.003 * rng.standard_normal(hours)
