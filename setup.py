@@ -85,7 +85,7 @@ SANITIZERS = {
     "1": ("_sanitized", ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]),
     "thread": ("_thread", ["-fsanitize=thread", "-g", "-O1"]),
 }
-TORCH_BINDINGS = ("library", "blocks", "built", "layer_forward", "layer_backward", "cell")
+TORCH_BINDINGS = ("library", "blocks", "built", "layer_forward", "layer_backward", "cell", "stream")
 TORCH_LINK = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
 
 

@@ -4,6 +4,7 @@ Sizes: B sequences, T steps, I input features, H hidden units, L layers.
 """
 
 import itertools
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,44 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Ragged(Layer):
+    """A Layer whose sequences end after 1 to T steps; both ends are there."""
+
+    @property
+    def lengths(self) -> list[int]:
+        drawn = random.Random(RAGGED_SEED).choices(range(1, self.T + 1), k=self.B)
+        return [*drawn[2:], 1, self.T] if self.B > 1 else [self.T]
+
+    @property
+    def share(self) -> float:
+        """Of the padded steps, those that are of a sequence."""
+        return sum(self.lengths) / (self.B * self.T)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One step of a stack of layers whose states are carried from the last one."""
+
+    cell: str
+    B: int
+    I: int  # noqa: E741
+    H: int
+    L: int
+    T = 1
+
+    @property
+    def shape(self) -> str:
+        return f"{self.B},{self.I},{self.H},{self.L}"
+
+    @property
+    def inputs(self) -> list[int]:
+        return [self.I] + [self.H] * (self.L - 1)
+
+    def __str__(self) -> str:
+        return f"{self.cell} stream {self.shape}"
+
+
+@dataclass(frozen=True)
 class Gate:
     """A gate function alone, over `B` numbers that stay in the first cache."""
 
@@ -73,7 +112,7 @@ class Gate:
         return f"{self.cell} {self.shape}"
 
 
-Case = Layer | Step | Gate
+Case = Layer | Step | Frame | Gate
 
 LAYER_SHAPES = [  # B, T, I, H, L
     (1024, 90, 5, 256, 2),  # the article's forecaster: five features, look-back of 90 hours
@@ -89,6 +128,9 @@ MEMORY_BATCH = 8  # from here on memory is measured: a step of fewer sequences n
 SWEEP_BATCHES, SWEEP_STEPS = (1, 2, 8, 32, 128, 512), (1, 16, 100)
 SWEEP_INPUTS, SWEEP_HIDDEN = (1, 16, 128), (8, 64, 100, 256, 512)
 STEP_SHAPES = [(B, H, H) for H in (64, 128, 256) for B in (1, 8, 64)]  # B, I, H
+FRAME_SHAPES = [(1, 64, 64, 1), (1, 256, 256, 2), (8, 256, 256, 2), (64, 256, 256, 2)]  # B, I, H, L
+RAGGED_SHAPES = [(32, 168, 64, 64, 1), (32, 500, 64, 64, 1), (32, 1000, 64, 64, 1)]
+RAGGED_SEED = 2026
 GATE_ELEMENTS = 4096
 
 GPU_LAYERS = [  # few enough for minutes, one for each way in which a shape can be slow
@@ -106,7 +148,7 @@ GPU_LAYERS = [  # few enough for minutes, one for each way in which a shape can 
 GRID_HIDDEN, GRID_BATCHES = (64, 128, 192, 256, 512, 1024), (1, 16, 64, 256, 1024)
 GRID_STEPS = 128
 
-SUITES = ("layers", "cells", "kernels", "sweep", "memory", "grid")
+SUITES = ("layers", "ragged", "cells", "kernels", "sweep", "memory", "grid")
 
 
 def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
@@ -115,6 +157,15 @@ def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
 
 def cells(shapes: Sequence[Sequence[int]] | None = None) -> list[Step]:
     return [Step(cell, *s) for s in shapes or STEP_SHAPES for cell in ("GRUCell", "LSTMCell")]
+
+
+def cells_and_streams(shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
+    frames = [] if shapes else FRAME_SHAPES
+    return [*cells(shapes), *(Frame(cell, *s) for s in frames for cell in ("GRU", "LSTM"))]
+
+
+def ragged(shapes: Sequence[Sequence[int]] | None = None) -> list[Ragged]:
+    return [Ragged(cell, *s) for s in shapes or RAGGED_SHAPES for cell in ("GRU", "LSTM")]
 
 
 def kernels(shapes: Sequence[Sequence[int]] | None = None) -> list[Case]:
@@ -149,8 +200,8 @@ def grid(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
 
 
 ON = {
-    "cpu": {"layers": layers, "cells": cells, "kernels": kernels, "sweep": sweep,
-            "memory": memory},
+    "cpu": {"layers": layers, "ragged": ragged, "cells": cells_and_streams, "kernels": kernels,
+            "sweep": sweep, "memory": memory},
     "cuda": {"layers": gpu_layers, "cells": cells, "grid": grid},
 }
 

@@ -10,7 +10,7 @@ import torch
 
 from gatedrnn import raw
 
-from . import cases, cpu_peers, environment, kernels, memory, modules, sweep
+from . import cases, cpu_peers, environment, kernels, memory, modules, ragged, streams, sweep
 from .limits import Limits
 from .report import (
     KERNEL_NAMES,
@@ -54,7 +54,7 @@ class Job:
 
     def limits(self) -> dict[tuple[str, int], Limits]:
         """By instruction set and threads."""
-        if self.module is None or self.suite == "memory":
+        if self.module is None or self.suite in ("memory", "ragged"):
             return {}
         return {(isa, n): Limits(self.module, isa, n, self.dtype)
                 for n in self.threads for isa in self.isas}
@@ -69,7 +69,11 @@ def _rows(job: Job, limits: dict[tuple[str, int], Limits], done: Collection[tupl
             yield from kernels.rows(case, chosen, job.module, job.dtype, of_isa, threads,
                                     job.budget)
         elif job.suite == "memory":
-            yield from memory.rows(case, job.dtype, isa, threads)
+            yield from memory.rows(case, job.dtype, isa, threads, job.budget)
+        elif job.suite == "ragged":
+            yield from ragged.rows(case, job.dtype, isa, job.budget)
+        elif isinstance(case, cases.Frame):
+            yield from streams.rows(case, job.dtype, isa, limits.get((isa, threads)), job.budget)
         elif job.suite == "sweep":
             every = sweep.ways(case, job.dtype, isa, job.threads, about)
             if todo := [way for key, way in every.items() if key not in done]:
@@ -82,7 +86,7 @@ def _rows(job: Job, limits: dict[tuple[str, int], Limits], done: Collection[tupl
 
 def _kind(job: Job) -> str:
     """Which table."""
-    if job.suite in ("layers", "cells"):
+    if job.suite in ("layers", "ragged", "cells"):
         return "peers" if job.peers else "modules"
     return job.suite
 

@@ -148,15 +148,21 @@ def _sweep(rows: Rows) -> Iterator[str]:
 
 def _memory(rows: Rows) -> Iterator[str]:
     yield ("By `python -m benchmarks.run --suite memory --csv memory.csv`, in MiB: the peak of a "
-           "step, and what is held between forward and backward.")
+           "step, and what is held between forward and backward; the same with recompute, and "
+           "how many times longer a step then takes.")
     yield ""
 
     def cells(row: dict[str, str]) -> list[str]:
         peak, held = (row["torch_mib"], row["ours_mib"]), (row["torch_held_mib"],
                                                            row["ours_held_mib"])
-        return [row["case"], *_beside(*peak), *_beside(*held)]
+        again = ["-"] * 3  # rows of earlier versions
+        if row.get("recompute_mib"):
+            again = [number(float(row["recompute_mib"])), percent(float(row["recompute_of_torch"])),
+                     _ratio(row["recompute_time"])]
+        return [row["case"], *_beside(*peak), *_beside(*held), *again]
 
-    yield from table(["case", "peak torch.nn", "ours", "share", "held torch.nn", "ours", "share"],
+    yield from table(["case", "peak torch.nn", "ours", "share", "held torch.nn", "ours", "share",
+                      "recompute: peak", "share", "time"],
                      map(cells, rows))
 
 

@@ -22,6 +22,7 @@ from .cases import Layer
 from .environment import ROOT
 from .modules import build, kernel_name
 from .report import MemoryRow
+from .timing import Budget, Contestant, in_turn, paired_ratio
 
 MIB = 1 << 20
 # glibc keeps what is smaller for reuse, and raises this bound as it goes. Held fast, a block goes
@@ -42,8 +43,9 @@ def marked_free() -> int:
 
 
 def step(case: Layer, who: str, dtype: str) -> dict[str, int]:
-    """Bytes that the second training step of torch or ours needs in this process."""
-    run = build(case, dtype)[who]()
+    """Bytes that the second training step of torch, ours or ours with recompute needs here."""
+    run = build(case, dtype)["torch" if who == "torch" else "ours"]()
+    run.module.recompute = who == "recompute"
     run.training()
     run.reset()
     gc.collect()
@@ -67,17 +69,30 @@ def in_process(case: Layer, who: str, dtype: str, threads: int) -> dict[str, int
     return json.loads(done.stdout)
 
 
-def rows(case: Layer, dtype: str, isa: str, threads: int) -> Iterator[MemoryRow]:
+def recompute_ratio(case: Layer, dtype: str, budget: Budget) -> float:
+    """The time of a training step with recompute over that without."""
+    runs = {name: build(case, dtype)["ours"]() for name in ("kept", "again")}
+    runs["again"].module.recompute = True
+    times = in_turn({name: Contestant(r.training, r.reset) for name, r in runs.items()}, budget)
+    return paired_ratio(times["again"], times["kept"]).median
+
+
+def rows(case: Layer, dtype: str, isa: str, threads: int, budget: Budget) -> Iterator[MemoryRow]:
     row = MemoryRow("memory", str(case), case.cell, case.shape, "training", dtype, isa,
                     kernel=kernel_name(case, dtype))
     try:
-        theirs, ours = (in_process(case, who, dtype, threads) for who in ("torch", "ours"))
+        theirs, ours, again = (
+            in_process(case, who, dtype, threads) for who in ("torch", "ours", "recompute")
+        )
     except RuntimeError as error:
         row.status = str(error)
     else:
         row.torch_mib, row.ours_mib = theirs["peak"] / MIB, ours["peak"] / MIB
         row.torch_held_mib, row.ours_held_mib = theirs["held"] / MIB, ours["held"] / MIB
         row.of_torch = row.ours_mib / row.torch_mib
+        row.recompute_mib, row.recompute_held_mib = again["peak"] / MIB, again["held"] / MIB
+        row.recompute_of_torch = row.recompute_mib / row.torch_mib
+        row.recompute_time = recompute_ratio(case, dtype, budget)
     yield row
 
 

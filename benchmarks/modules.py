@@ -43,7 +43,7 @@ class Run:
     def call(self) -> tuple[Tensor, ...]:
         x, *states = self.inputs
         hx = tuple(states) if len(states) == 2 else states[0] if states else None
-        return _flat(self.module(x, hx))
+        return flat(self.module(x, hx))
 
     def inference(self) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -70,11 +70,11 @@ class Run:
         return outputs | gradients
 
 
-def _flat(outputs: Tensor | tuple) -> tuple[Tensor, ...]:
+def flat(outputs: Tensor | tuple) -> tuple[Tensor, ...]:
     """y, (h, c) or whatever else a module returns, as one tuple."""
     if isinstance(outputs, Tensor):
         return (outputs,)
-    return tuple(t for part in outputs for t in _flat(part))
+    return tuple(t for part in outputs for t in flat(part))
 
 
 def _wide(tensor: Tensor | None) -> Tensor:
@@ -86,7 +86,8 @@ def _named(tensors: Sequence[Tensor | None], name: str) -> Results:
     return {f"{name} {k}": _wide(t) for k, t in enumerate(tensors)}
 
 
-def build(case: Layer | Step, dtype: str, device: str = "cpu") -> dict[str, Callable[[], Run]]:
+def build(case: Layer | Step, dtype: str, device: str = "cpu",
+          kind: Callable[..., Run] = Run) -> dict[str, Callable[[], Run]]:
     """How to make the four runs: torch, ours, and of torch one that gives the reference and one
     that gives torch's error."""
     generator = torch.Generator(device).manual_seed(SEED)
@@ -111,7 +112,7 @@ def build(case: Layer | Step, dtype: str, device: str = "cpu") -> dict[str, Call
     ours.load_state_dict(theirs.state_dict())
 
     def run(module: nn.Module, of: str) -> Callable[[], Run]:
-        return lambda: Run(copy.deepcopy(module), inputs, cotangents, of)
+        return lambda: kind(copy.deepcopy(module), inputs, cotangents, of)
 
     return {"torch": run(theirs, dtype), "ours": run(ours, dtype), "ref": run(theirs, WIDE),
             "peer": run(theirs, peer_dtype(dtype))}

@@ -109,6 +109,10 @@ class MemoryRow(Row):
     of_torch: float | None = None  # ours_mib / torch_mib
     torch_held_mib: float | None = None  # between forward and backward
     ours_held_mib: float | None = None
+    recompute_mib: float | None = None  # ours with recompute
+    recompute_held_mib: float | None = None
+    recompute_of_torch: float | None = None
+    recompute_time: float | None = None  # of a training step, over that without
 
 
 @dataclass
@@ -224,7 +228,9 @@ def _sweep_cells(row: ModuleRow) -> list[str]:
 def _memory_cells(row: MemoryRow) -> list[str]:
     held = None if not row.torch_held_mib else row.ours_held_mib / row.torch_held_mib
     return [row.case, number(row.torch_mib), number(row.ours_mib), percent(row.of_torch),
-            number(row.torch_held_mib), number(row.ours_held_mib), percent(held), row.kernel or "-"]
+            number(row.torch_held_mib), number(row.ours_held_mib), percent(held),
+            number(row.recompute_mib), percent(row.recompute_of_torch),
+            number(row.recompute_held_mib), times(row.recompute_time), row.kernel or "-"]
 
 
 def _kernel_cells(row: Row) -> list[str]:
@@ -249,7 +255,8 @@ PEER_COLUMNS = [*MODULE_COLUMNS[:6], ("ORT x", 6), ("OV x", 6), *CPU_COLUMNS[6:]
 SWEEP_COLUMNS = [MODULE_COLUMNS[0], ("threads", 7), *MODULE_COLUMNS[1:6], ("again", 9),
                  *CPU_COLUMNS[6:]]
 MEMORY_COLUMNS = [MODULE_COLUMNS[0], ("torch MiB", 9), ("ours MiB", 9), ("share", 6),
-                  ("torch held", 10), ("ours held", 9), ("share", 6), _KERNEL]
+                  ("torch held", 10), ("ours held", 9), ("share", 6), ("recompute", 9),
+                  ("share", 6), ("held", 9), ("time", 5), _KERNEL]
 KERNEL_COLUMNS = [("case", -24), ("isa", -8), ("parts", -5), ("pass", -9), ("ms", 9),
                   ("20 - 80 %", 17), ("ns/step", 9), ("GFLOP/s", 8), ("limit", 6)]
 

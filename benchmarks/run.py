@@ -66,9 +66,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--device", choices=list(cases.ON), default="cpu", help="where to run (default: cpu)")
     add("--suite", choices=cases.SUITES, default="layers",
-        help="layers and cells: modules beside torch.nn's; on the CPU kernels: the raw kernels on "
-             "NumPy arrays, sweep: layers over a grid of shapes, memory: that of a training step; "
-             "on a GPU grid: layers of every size (default: layers)")
+        help="layers and cells: modules beside torch.nn's; on the CPU ragged: with lengths beside "
+             "packing, kernels: the raw kernels on NumPy arrays, sweep: layers over a grid of "
+             "shapes, memory: that of a training step; on a GPU grid: layers of every size "
+             "(default: layers)")
     add("--cases", nargs="+", type=pattern, metavar="REGEX", default=[],
         help="only cases whose name, as --list gives it, one of these finds")
     add("--shape", nargs="+", metavar="B,T,I,H,L", default=[],

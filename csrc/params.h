@@ -82,15 +82,18 @@ struct Backward : Sizes {
   Rows<const Stored> x;      // (T, B, I)
   const Stored* w_ih;        // [G*H, I] contiguous
   const Stored* w_hh;        // [G*H, P]
+  const Stored* b_ih;        // [G*H] or null; biases are read where gates are rebuilt
+  const Stored* b_hh;        // [G*H] or null
   const Stored* w_hr;        // [P, H] or null
   const Stored* h0;          // [B, P]
   const Stored* c0;          // [B, H], LSTM
   Rows<const Stored> y;      // (T, B, P)
-  Rows<const Stored> gates;  // as Forward left them
+  Rows<const Stored> gates;  // as Forward left them, or null: rebuilt
   Rows<const Real> c;        // (T, B, H), LSTM
   Rows<const Stored> dy;     // (T, B, P) or null: zero
   const Stored* dhn;         // [B, P] or null
   const Stored* dcn;         // [B, H] or null
+  Rows<const Stored> dc;     // (T, B, H) or null: zero; LSTM
   Stored* dh0;               // [B, P]
   Stored* dc0;               // [B, H], LSTM
   // Null what is not wanted.

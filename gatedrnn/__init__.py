@@ -11,12 +11,14 @@ from .cells import GRUCell, LSTMCell
 from .convert import convert, revert
 from .explain import explain
 from .modules import GRU, LSTM
+from .streaming import Stream
 
 __all__ = [
     "GRU",
     "LSTM",
     "GRUCell",
     "LSTMCell",
+    "Stream",
     "__version__",
     "convert",
     "explain",

@@ -32,7 +32,8 @@ def forward(
     axes = [rows] + [batch] * kernel.states
     inputs = (*_folded(tensors, dims, axes, size), *tensors[1 + kernel.states :])
     results = run(_larger(call, size), inputs)
-    axes = [rows] + [batch] * (kernel.outputs - 1) + [rows] * (len(results) - kernel.outputs)
+    axes = _output_axes(call)
+    axes += [rows] * (len(results) - len(axes))
     given = len(results) if train else kernel.outputs
     unfolded, places = _unfolded(results[:given], axes, size)
     return (*unfolded, *results[given:]), (*places, *[None] * (len(results) - given))
@@ -57,8 +58,7 @@ def backward(
     if need_weights or _any(dims[first:]):
         return _one_by_one(run, call, tensors, dims, size)
     rows, batch = _axes(call)
-    axes = [rows] * (len(kernel.kept) + 1) + [batch] * (kernel.outputs - 1)
-    axes += [rows] + [batch] * kernel.states
+    axes = [rows] * len(kernel.kept) + _output_axes(call) + [rows] + [batch] * kernel.states
     inputs = (*_folded(tensors, dims, axes, size), *tensors[first:])
     results = run(_larger(call, size), inputs)
     return _unfolded(results, [rows] * need_x + [batch] * kernel.states, size)
@@ -93,6 +93,12 @@ def _axes(call: Call) -> tuple[int, int]:
     if call.kernel.endswith("_cell"):
         return 0, 0
     return (1 if call.batch_sizes is None else 0), 1
+
+
+def _output_axes(call: Call) -> list[int]:
+    """Of y, the final states, and perhaps the states of all steps; or of a cell's states."""
+    kernel, (rows, batch) = KERNELS[call.kernel], _axes(call)
+    return ([rows] + [batch] * kernel.states + [rows])[: kernel.outputs]
 
 
 def _larger(call: Call, size: int) -> Call:

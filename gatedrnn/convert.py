@@ -70,11 +70,23 @@ def revert(model: _Model) -> _Model:
     return _exchange(model, _TORCHS, "revert")
 
 
+def _target(
+    module: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]
+) -> type[nn.Module] | None:
+    return classes.get(type_before_parametrizations(module))
+
+
 def _exchange(model: _Model, classes: dict[type[nn.Module], type[nn.Module]], name: str) -> _Model:
     if not isinstance(model, nn.Module):
         raise TypeError(f"gatedrnn.{name}: expected a torch.nn.Module, got {type(model).__name__}")
     for module in model.modules():
-        target = classes.get(type_before_parametrizations(module))
+        if getattr(module, "learn_initial_state", False) is True and _target(module, classes):
+            raise RuntimeError(
+                f"gatedrnn.{name}: {module} learns its initial state, of which torch.nn's module "
+                "would not know: hand it over as hx instead"
+            )
+    for module in model.modules():
+        target = _target(module, classes)
         if target is None:
             continue
         if is_parametrized(module):

@@ -26,14 +26,15 @@ def tensors_by_name(module: nn.Module, names: Iterable[str]) -> list[Any]:
         return [parameters[n] if n in parameters else getattr(module, n) for n in names]
 
 
-def fx_call(module: nn.Module, input: torch.fx.Proxy, hx: Any) -> torch.fx.Proxy:
+def fx_call(module: nn.Module, input: torch.fx.Proxy, hx: Any, **options: Any) -> torch.fx.Proxy:
     """One call_module node for torch.fx.symbolic_trace, as torch.nn's own modules get.
 
     A tracer takes only modules of the package torch.nn for leaves and would otherwise trace into
     the checks.
     """
+    given = {k: v for k, v in options.items() if v is not None and v is not False}
     target = input.tracer.path_of_module(module)  # type: ignore[attr-defined]
-    return input.tracer.create_proxy("call_module", target, (input, hx), {})
+    return input.tracer.create_proxy("call_module", target, (input, hx), given)
 
 
 def refuse_script(module: nn.Module) -> NoReturn:

@@ -100,6 +100,48 @@ def _lstm_backward(
     return _gradient(x, need_input), *states, _gradients(weights, need_weights)
 
 
+@_fake("gru_states_forward")
+def _gru_states_forward(
+    x: Tensor, h0: Tensor, weights: Sequence[Tensor], bias: bool, batch_sizes: Tensor | None
+) -> tuple[Tensor, ...]:
+    return _gru_forward(x, h0, weights, bias, batch_sizes, False, False)[:2]
+
+
+@_fake("lstm_states_forward")
+def _lstm_states_forward(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    y, hn, cn, _, c = _lstm_forward(x, h0, c0, weights, bias, batch_sizes, True, False)
+    return y, hn, cn, c
+
+
+@_fake("lstm_states_backward")
+def _lstm_states_backward(
+    dy: Tensor | None,
+    dhn: Tensor | None,
+    dcn: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    gates: Tensor,
+    c: Tensor,
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    dweights = _gradients(weights, need_weights)
+    return _gradient(x, need_input), x.new_empty(h0.shape), x.new_empty(c0.shape), dweights
+
+
 @_fake("gru_cell_forward")
 def _gru_cell_forward(
     x: Tensor,

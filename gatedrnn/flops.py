@@ -34,7 +34,7 @@ def register(name: str) -> None:
         return _products(arguments[0], weights(arguments))
 
     def backward(*arguments: Any, **_: Any) -> int:
-        need_x, need_weights = arguments[-3:-1] if is_layer else arguments[-2:]
+        _bias, need_x, need_weights = [a for a in arguments if isinstance(a, bool)][:3]
         x, h, *_rest = given = arguments[kernel.outputs :]
         matrices = weights(given)
         each = len(matrices) // h[0] if is_layer else 2

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, ops, traced
+from . import checks, ops, ragged, traced, variants
+from .options import PLAIN, Options
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
 
@@ -275,11 +276,17 @@ def run_gru(
     sizes: checks.Sizes,
     dropout: float,
     batch_first: bool,
-) -> tuple[Any, Tensor]:
+    options: Options = PLAIN,
+) -> tuple[Any, ...]:
     """gru() of known sizes, for a module that declares them; `dropout` is what is to be applied."""
     states = None if hx is None else (hx,)
-    y, finals = _run("GRU", ops.gru_layer, input, weights, states, sizes, dropout, batch_first)
-    return y, finals[0]
+    layer = ops.gru_layer if options is PLAIN else variants.layer("GRU", options)
+    y, finals, sequences = _run(
+        "GRU", layer, input, weights, states, sizes, dropout, batch_first, options
+    )
+    if sequences is None:
+        return y, finals[0]
+    return y, finals[0], sequences[0]
 
 
 def run_lstm(
@@ -289,11 +296,17 @@ def run_lstm(
     sizes: checks.Sizes,
     dropout: float,
     batch_first: bool,
-) -> tuple[Any, tuple[Tensor, Tensor]]:
+    options: Options = PLAIN,
+) -> tuple[Any, ...]:
     """lstm() of known sizes, for a module that declares them."""
     states = None if hx is None else checks.pair("LSTM", hx)
-    y, finals = _run("LSTM", ops.lstm_layer, input, weights, states, sizes, dropout, batch_first)
-    return y, (finals[0], finals[1])
+    layer = ops.lstm_layer if options is PLAIN else variants.layer("LSTM", options)
+    y, finals, sequences = _run(
+        "LSTM", layer, input, weights, states, sizes, dropout, batch_first, options
+    )
+    if sequences is None:
+        return y, (finals[0], finals[1])
+    return y, (finals[0], finals[1]), (sequences[0], sequences[1])
 
 
 def _run(
@@ -305,11 +318,19 @@ def _run(
     sizes: checks.Sizes,
     dropout: float,
     batch_first: bool,
-) -> tuple[Any, tuple[Tensor, ...]]:
-    """Check, bring everything into time-major order, run the layers, and undo the order."""
+    options: Options,
+) -> tuple[Any, tuple[Tensor, ...], tuple[Any, ...] | None]:
+    """Check, bring everything into time-major order, run the layers, and undo the order.
+
+    The third result is what the options ask for of the states between the first and the last.
+    """
     packed = unbatched = False
-    batch_sizes = order = inverse = None
-    if isinstance(input, PackedSequence):
+    batch_sizes = order = inverse = rows = None
+    if options.is_ragged:
+        rows = ragged.arrange(name, input, states, options, batch_first)
+        x, batch_sizes, batch = rows.x, rows.batch_sizes, rows.batch
+        layer = rows.layer(layer)
+    elif isinstance(input, PackedSequence):
         packed = True
         x, batch_sizes, order, inverse = input
         batch = checks.packed_batch(x, batch_sizes, order, inverse, states)
@@ -330,7 +351,7 @@ def _run(
         states = states and tuple(s.to(dtype) for s in states)
         weights = [w.to(dtype) for w in weights]
     if not checks.fit(x, weights, states, sizes, batch):
-        if not packed:
+        if not packed and rows is None:
             checks.check_dims(name, x, states)
         checks.check_tensors(name, x, weights, states, sizes, batch)
     if x.shape[0] == 0 and not packed:
@@ -343,24 +364,41 @@ def _run(
         )
     elif order is not None:
         states = tuple(s.index_select(1, order) for s in states)
+    if rows is not None:
+        states = rows.initial(name, states, sizes.directions, options.reset_hx, dtype)
 
+    kept: list[tuple[Tensor, ...]] | None = [] if options.output_hidden_states else None
     if dtype is None:
-        y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
+        y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout, kept)
     else:  # applied by hand above, not to be applied again inside
         with torch.autocast(x.device.type, enabled=False):
-            y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout)
-    if name == "GRU" or sizes.directions == 2:
+            y, finals = _stack(layer, x, states, weights, batch_sizes, sizes, dropout, kept)
+    if rows is None and (name == "GRU" or sizes.directions == 2):
         # The backward reads y, but torch.nn lets these outputs be changed in place; not on CUDA.
         if (y.requires_grad or traced.is_recording()) and not y.is_cuda:
             y = y.clone()
 
-    if packed:
-        if inverse is not None:
-            finals = tuple(s.index_select(1, inverse) for s in finals)
-        return PackedSequence(y, batch_sizes, order, inverse), finals
-    if unbatched:
-        return y.squeeze(1), tuple(s.squeeze(1) for s in finals)
-    return (y.transpose(0, 1) if batch_first else y), finals
+    def laid_out(y: Tensor) -> Any:
+        if rows is not None:
+            return rows.restore(y)
+        if packed:
+            return PackedSequence(y, batch_sizes, order, inverse)
+        if unbatched:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if batch_first else y
+
+    if rows is not None:
+        finals = rows.finals(finals, sizes.directions)
+    elif inverse is not None:
+        finals = tuple(s.index_select(1, inverse) for s in finals)
+    elif unbatched:
+        finals = tuple(s.squeeze(1) for s in finals)
+    output = laid_out(y)
+    if kept is None:
+        return output, finals, None
+    h, *c = zip(*kept, strict=True)
+    hidden = (*map(laid_out, h[:-1]), output)
+    return output, finals, (hidden, *(tuple(map(laid_out, s)) for s in c))
 
 
 def _stack(
@@ -371,12 +409,20 @@ def _stack(
     batch_sizes: Tensor | None,
     sizes: checks.Sizes,
     dropout: float,
+    kept: list[tuple[Tensor, ...]] | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run the layers one after the other, with dropout between them, on time-major tensors."""
+    """Run the layers one after the other, with dropout between them, on time-major tensors.
+
+    To `kept` are added each layer's states of all steps: what it gives out, and what beyond its
+    final states.
+    """
     slots = (*weights, None)
+    beyond = 1 + len(states)
     if sizes.layers == 1:
         results = layer(x, *states, sizes.groups[0](slots), batch_sizes)
-        return results[0], results[1:]
+        if kept is not None:
+            kept.append((results[0], *results[beyond:]))
+        return results[0], results[1:beyond]
     y = x
     finals: list[tuple[Tensor, ...]] = []
     initial = zip(*(s.split(sizes.directions) for s in states), strict=True)
@@ -384,8 +430,11 @@ def _stack(
         # torch's CPU masks: one draw per inner layer, over its time-major or packed output.
         if finals and dropout != 0:
             y = torch.dropout(y, dropout, True)
-        y, *last = layer(y, *states_in, group(slots), batch_sizes)
-        finals.append(tuple(last))
+        results = layer(y, *states_in, group(slots), batch_sizes)
+        y = results[0]
+        finals.append(results[1:beyond])
+        if kept is not None:
+            kept.append((y, *results[beyond:]))
     return y, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
 
 

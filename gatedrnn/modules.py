@@ -8,7 +8,7 @@ subclass could have replaced by one with another signature.
 
 import operator
 import weakref
-from typing import Any, NoReturn, overload
+from typing import Any, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional
 from .dropin import fx_call, refuse_qconfig, refuse_script, tensors_by_name
+from .extended import Extended, Lengths
 
 __all__ = ["GRU", "LSTM"]
 
 _Device = torch.device | str | int | None
 
 
-class _Recurrent(nn.RNNBase):
+class _Recurrent(Extended):
     """What GRU and LSTM share beyond torch.nn.RNNBase."""
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -121,11 +122,29 @@ class GRU(_Recurrent):
             training mode. On the CPU the masks are those of torch.nn for the same seed.
         bidirectional: whether every layer has a second direction that runs backwards (D = 2).
         device, dtype: of the parameters.
+        learn_initial_state: whether the state that a sequence begins from, where no hx is given, is
+            a parameter, ``h_0`` (L*D, H), which begins as zeros.
+        recompute: whether training keeps the output alone and makes the gates again in backward, in
+            far less memory and somewhat more time; ``rnn.recompute = True`` does it later.
 
     Inputs: ``input, hx=None``
         input: (T, B, I), (B, T, I) if batch_first, (T, I) without a batch, or a PackedSequence,
             sorted or not; in the parameters' dtype and on their device.
         hx: initial state (L*D, B, H), or (L*D, H) without a batch; zeros if None.
+
+    Besides, by keyword only, for a padded 3-D input:
+        lengths: (B,), integers in any order, on any device: how many steps of each sequence there
+            are. Equal to packing: final states are those at each sequence's own end, the second
+            direction begins there, padding is never read, its output and gradient are zero. On the
+            CPU the time is that of the steps there are. Lengths on a GPU, or of a compiled or
+            exported program, are not read by the host: all T steps run, and a length outside of
+            1 .. T counts as the nearest inside.
+        resets: boolean, (T, B), or (B, T) if batch_first: steps before which a sequence begins
+            anew (TorchRL's is_init, Stable-Baselines3's episode_starts). Both directions are cut
+            there; a direction's final state is that of its last step. The host reads them.
+        reset_hx: the state that resets begin from, as hx; by default hx itself, or the learned one.
+        output_hidden_states: as in Hugging Face's models, a third result: the states of
+            all steps, a tuple of (T, B, D*H) for each layer, before dropout.
 
     Outputs: ``output, h_n``
         output: (T, B, D*H), laid out or packed as the input; a transposed view if batch_first.
@@ -159,6 +178,9 @@ class GRU(_Recurrent):
         bidirectional: bool = False,
         device: _Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
         **unknown: Any,
     ) -> None:
         if "proj_size" in unknown:
@@ -176,22 +198,73 @@ class GRU(_Recurrent):
             dtype=dtype,
             **unknown,  # RNNBase names them in its TypeError
         )
-
-    @overload
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        self._extend(learn_initial_state, recompute)
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: Tensor | None = None
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: Tensor | None = None,
+        output_hidden_states: Literal[False] = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        output_hidden_states: Literal[False] = False,
     ) -> tuple[PackedSequence, Tensor]: ...
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: Any = None,
+        output_hidden_states: bool,
+    ) -> tuple[Any, ...]: ...
+
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: Any = None,
+        output_hidden_states: bool = False,
+    ) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
         if isinstance(input, Proxy):
-            return fx_call(self, input, hx)
+            return fx_call(
+                self,
+                input,
+                hx,
+                lengths=lengths,
+                resets=resets,
+                reset_hx=reset_hx,
+                output_hidden_states=output_hidden_states,
+            )
+        if self.learn_initial_state:
+            hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
         dropout = self.dropout if self.training else 0.0
         return functional.run_gru(
-            input, self._weights(), hx, self._sizes(), dropout, self.batch_first
+            input,
+            self._weights(),
+            hx,
+            self._sizes(),
+            dropout,
+            self.batch_first,
+            self._options(lengths, resets, reset_hx, output_hidden_states),
         )
 
 
@@ -224,12 +297,32 @@ class LSTM(_Recurrent):
         proj_size: features of the projected state h, smaller than H; 0 for no projection. P below
             is proj_size, or H without a projection.
         device, dtype: of the parameters.
+        learn_initial_state: whether the states that a sequence begins from, where no hx is given,
+            are parameters, ``h_0`` (L*D, P) and ``c_0`` (L*D, H), which begin as zeros.
+        recompute: whether training keeps the output and the cell states alone and makes the gates
+            again in backward, in far less memory and somewhat more time;
+            ``rnn.recompute = True`` does it later.
 
     Inputs: ``input, hx=None``
         input: (T, B, I), (B, T, I) if batch_first, (T, I) without a batch, or a PackedSequence,
             sorted or not; in the parameters' dtype and on their device.
         hx: initial states (h_0, c_0) of shapes (L*D, B, P) and (L*D, B, H), or (L*D, P) and
             (L*D, H) without a batch; zeros if None.
+
+    Besides, by keyword only, for a padded 3-D input:
+        lengths: (B,), integers in any order, on any device: how many steps of each sequence there
+            are. Equal to packing: final states are those at each sequence's own end, the second
+            direction begins there, padding is never read, its output and gradient are zero. On the
+            CPU the time is that of the steps there are. Lengths on a GPU, or of a compiled or
+            exported program, are not read by the host: all T steps run, and a length outside of
+            1 .. T counts as the nearest inside.
+        resets: boolean, (T, B), or (B, T) if batch_first: steps before which a sequence begins
+            anew (TorchRL's is_init, Stable-Baselines3's episode_starts). Both directions are cut
+            there; a direction's final state is that of its last step. The host reads them.
+        reset_hx: the state that resets begin from, as hx; by default hx itself, or the learned one.
+        output_hidden_states: as in Hugging Face's models, a third result: the states of
+            all steps, (h, c): tuples of (T, B, D*P) and of (T, B, D*H) for each layer, before
+            dropout.
 
     Outputs: ``output, (h_n, c_n)``
         output: (T, B, D*P), laid out or packed as the input; a transposed view if batch_first.
@@ -266,6 +359,9 @@ class LSTM(_Recurrent):
         proj_size: int = 0,
         device: _Device = None,
         dtype: torch.dtype | None = None,
+        *,
+        learn_initial_state: bool = False,
+        recompute: bool = False,
         **unknown: Any,
     ) -> None:
         super().__init__(
@@ -282,6 +378,7 @@ class LSTM(_Recurrent):
             dtype=dtype,
             **unknown,  # RNNBase names them in its TypeError
         )
+        self._extend(learn_initial_state, recompute)
 
     def get_expected_cell_size(
         self, input: Tensor, batch_sizes: Tensor | None
@@ -313,19 +410,67 @@ class LSTM(_Recurrent):
 
     @overload
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: tuple[Tensor, Tensor] | None = None,
+        output_hidden_states: Literal[False] = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
     @overload
     def forward(
-        self, input: PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        output_hidden_states: Literal[False] = False,
     ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
 
-    def forward(self, input: Any, hx: Any = None) -> Any:
+    @overload
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: Any = None,
+        output_hidden_states: bool,
+    ) -> tuple[Any, ...]: ...
+
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Lengths = None,
+        resets: Tensor | None = None,
+        reset_hx: Any = None,
+        output_hidden_states: bool = False,
+    ) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
         if isinstance(input, Proxy):
-            return fx_call(self, input, hx)
+            return fx_call(
+                self,
+                input,
+                hx,
+                lengths=lengths,
+                resets=resets,
+                reset_hx=reset_hx,
+                output_hidden_states=output_hidden_states,
+            )
+        if self.learn_initial_state:
+            hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
         dropout = self.dropout if self.training else 0.0
         return functional.run_lstm(
-            input, self._weights(), hx, self._sizes(), dropout, self.batch_first
+            input,
+            self._weights(),
+            hx,
+            self._sizes(),
+            dropout,
+            self.batch_first,
+            self._options(lengths, resets, reset_hx, output_hidden_states),
         )

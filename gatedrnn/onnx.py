@@ -37,8 +37,14 @@ def register(name: str, op: torch._ops.OpOverload, fake: Callable[..., Tensors])
 def _translate(call: Call, tensors: Sequence[Tensor]) -> Tensors:
     """The results of a traced op by ONNX's operator; empty ones where only a backward reads them.
 
-    Raises RuntimeError for what the operator lacks: packed sequences and projections.
+    Raises RuntimeError for what the operator lacks: packed sequences, projections, and the cell
+    states of all steps.
     """
+    if call.kernel not in _OPERATORS:
+        raise RuntimeError(
+            "torch.onnx.export: ONNX's LSTM does not give the cell states of all steps "
+            "(output_hidden_states)"
+        )
     if call.batch_sizes is not None:
         raise RuntimeError(
             "torch.onnx.export: ONNX has no packed sequences: call gatedrnn on padded input"

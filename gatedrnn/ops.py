@@ -47,7 +47,7 @@ def _reference(call: Call, tensors: Tensors) -> Tensors:
     return reference(call, tensors)
 
 
-def _reference_backward(call: Call, tensors: Tensors, cotangents: Gradients) -> Gradients:
+def reference_backward(call: Call, tensors: Tensors, cotangents: Gradients) -> Gradients:
     """The gradients of all tensors by the reference, themselves differentiable."""
     outputs, vjp = torch.func.vjp(lambda *t: _reference(call, t), *tensors)[:2]
     pairs = zip(outputs, cotangents, strict=True)
@@ -89,7 +89,7 @@ class _Backward(torch.autograd.Function):
             cotangents: Gradients = [None] * count
             for k, d in zip(given, inputs, strict=False):
                 cotangents[k] = d
-            found = _reference_backward(call, inputs[len(given) :], cotangents)
+            found = reference_backward(call, inputs[len(given) :], cotangents)
             return _needed(call, needs, found)
 
         inputs = (*(saved[k] for k in given), *saved[count:])
@@ -134,7 +134,7 @@ class _Forward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         need = ctx.needs_input_grad[2:]
-        return None, None, *_gradients(ctx.call, need, ctx.saved_tensors, gradients)
+        return None, None, *input_gradients(ctx.call, need, ctx.saved_tensors, gradients)
 
     @staticmethod
     def vmap(info: Any, dims: Any, call: Call, train: bool, *tensors: Tensor) -> Any:
@@ -144,7 +144,7 @@ class _Forward(torch.autograd.Function):
         return batching.forward(run, call, tensors, dims[2:], info.batch_size, train)
 
 
-def _gradients(call: Call, need: Sequence[bool], saved: Tensors, gradients: Any) -> list[Any]:
+def input_gradients(call: Call, need: Sequence[bool], saved: Tensors, gradients: Any) -> list[Any]:
     kernel = KERNELS[call.kernel]
     tensors, kept = saved[: len(need)], saved[len(need) :]
     cotangents = list(gradients[: kernel.outputs])
@@ -160,7 +160,7 @@ def _gradients(call: Call, need: Sequence[bool], saved: Tensors, gradients: Any)
 
 
 for _name in KERNELS:
-    traced.define(_name, _gradients)
+    traced.define(_name, input_gradients)
 
 
 class _EagerForward(torch.autograd.Function):
@@ -175,7 +175,7 @@ class _EagerForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         need = ctx.needs_input_grad[1:]
-        return None, *_gradients(ctx.call, need, ctx.saved_tensors, gradients)
+        return None, *input_gradients(ctx.call, need, ctx.saved_tensors, gradients)
 
 
 class _Step(torch.autograd.Function):
@@ -201,7 +201,7 @@ class _Step(torch.autograd.Function):
             )  # fmt: skip
             if found is not None:
                 return None, *found
-        return None, *_gradients(call, need[1:], saved, (dh, dc))
+        return None, *input_gradients(call, need[1:], saved, (dh, dc))
 
 
 def step(
@@ -309,8 +309,12 @@ def _is_one_step(x: Tensor, h0: Tensor, batch_sizes: Tensor | None) -> bool:
 
 
 def gru_layer(
-    x: Tensor, h0: Tensor, weights: Sequence[Tensor | None], batch_sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None = None,
+    kernel: str = "gru",
+) -> tuple[Tensor, ...]:
     """One GRU layer of D directions over a sequence.
 
     Args:
@@ -318,21 +322,21 @@ def gru_layer(
         h0: (D, B, H).
         weights: for each direction w_ih (3H, I), w_hh (3H, H), b_ih (3H) or None, b_hh or None.
         batch_sizes: of a packed x: (T,) int64 on the CPU, non-increasing, with sum N.
+        kernel: which one of KERNELS.
 
     Returns:
         y (T, B, D*H), contiguous, or packed (N, D*H); and hn (D, B, H).
 
     Raises RuntimeError if shapes or dtypes do not fit together, or for a device without kernels.
     """
-    if _is_one_step(x, h0, batch_sizes):
+    if kernel == "gru" and _is_one_step(x, h0, batch_sizes):
         w_ih, w_hh, b_ih, b_hh = weights
         results = step("gru_cell", x[0], h0[0], None, w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
         if results is not None:
             y = results[0].unsqueeze(0)
             return y, y.clone()
     bias, present = _complete(weights, 4, 3 * h0.size(-1))
-    y, hn = _run(Call("gru", bias, batch_sizes), (x, h0, *present))
-    return y, hn
+    return _run(Call(kernel, bias, batch_sizes), (x, h0, *present))
 
 
 def lstm_layer(
@@ -341,7 +345,8 @@ def lstm_layer(
     c0: Tensor,
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    kernel: str = "lstm",
+) -> tuple[Tensor, ...]:
     """One LSTM layer of D directions over a sequence, as :func:`gru_layer`.
 
     Args:
@@ -350,17 +355,17 @@ def lstm_layer(
             w_hr (P, H) or None (then P = H).
 
     Returns:
-        y (T, B, D*P) or packed (N, D*P), hn (D, B, P), cn (D, B, H).
+        y (T, B, D*P) or packed (N, D*P), hn (D, B, P), cn (D, B, H), and what else the kernel
+        gives out.
     """
-    if _is_one_step(x, h0, batch_sizes) and weights[4] is None:
+    if kernel == "lstm" and _is_one_step(x, h0, batch_sizes) and weights[4] is None:
         w_ih, w_hh, b_ih, b_hh, _ = weights
         results = step("lstm_cell", x[0], h0[0], c0[0], w_ih, w_hh, b_ih, b_hh)  # type: ignore[arg-type]
         if results is not None:
             y = results[0].unsqueeze(0)
             return y, y.clone(), results[1].unsqueeze(0)
     bias, present = _complete(weights, 5, 4 * c0.size(-1))
-    y, hn, cn = _run(Call("lstm", bias, batch_sizes), (x, h0, c0, *present))
-    return y, hn, cn
+    return _run(Call(kernel, bias, batch_sizes), (x, h0, c0, *present))
 
 
 def gru_cell(

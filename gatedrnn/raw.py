@@ -35,6 +35,7 @@ __all__ = [
     "extension_file",
     "has_kernels",
     "instruction_set",
+    "layer_reference",
     "step_backward",
     "step_forward",
     "tf32_allowed",
@@ -190,7 +191,8 @@ def _no_bias(call: Call) -> tuple[None, ...]:
     return () if call.bias else (None, None)
 
 
-def _layer_reference(call: Call, tensors: Tensors) -> Tensors:
+def layer_reference(call: Call, tensors: Tensors) -> Tensors:
+    """The outputs of a layer of any kernel by the reference."""
     states = KERNELS[call.kernel].states
     given = tensors[1 + states :]
     directions = tensors[1].size(0)
@@ -205,7 +207,8 @@ def _layer_reference(call: Call, tensors: Tensors) -> Tensors:
         x, h0 = tensors[:2]
         return reference.gru_layer(x, h0, weights, call.batch_sizes)
     x, h0, c0 = tensors[:3]
-    return reference.lstm_layer(x, h0, c0, weights, call.batch_sizes)
+    results = reference.lstm_states(x, h0, c0, weights, call.batch_sizes)
+    return results[: KERNELS[call.kernel].outputs]
 
 
 def _gru_cell_reference(call: Call, tensors: Tensors) -> Tensors:
@@ -218,9 +221,9 @@ def _lstm_cell_reference(call: Call, tensors: Tensors) -> Tensors:
 
 KERNELS = {
     # forward gives y, hn, gates
-    "gru": Kernel(1, 2, (0, 2), _gru_forward, _gru_backward, _layer_reference),
+    "gru": Kernel(1, 2, (0, 2), _gru_forward, _gru_backward, layer_reference),
     # forward gives y, hn, cn, gates, c
-    "lstm": Kernel(2, 3, (0, 3, 4), _lstm_forward, _lstm_backward, _layer_reference),
+    "lstm": Kernel(2, 3, (0, 3, 4), _lstm_forward, _lstm_backward, layer_reference),
     # forward gives h', saved
     "gru_cell": Kernel(
         1,

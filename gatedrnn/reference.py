@@ -66,12 +66,13 @@ def _scan(
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor | None],
     reverse: bool,
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
     """Run one direction. gx: T tensors (b_t, G*H) with b_t non-increasing; states: (B, .) each.
 
-    Returns the T outputs (b_t, P) in time order and the final states (B, .). Rows are ordered by
-    length, longest first, so the b_t sequences alive at step t are always the first b_t rows: a
-    forward walk sets rows aside as they end, a backward walk takes rows from the initial state.
+    Returns the states (b_t, .) after each of T steps, in time order, and the final ones (B, .).
+    Rows are ordered by length, longest first, so the b_t sequences alive at step t are always the
+    first b_t rows: a forward walk sets rows aside as they end, a backward walk takes rows from the
+    initial state.
     """
     outputs = []
     if reverse:
@@ -81,7 +82,7 @@ def _scan(
             if b != alive:
                 now = tuple(torch.cat((a, s[alive:b])) for a, s in zip(now, states, strict=True))
             now = step(g, *now, *weights)
-            outputs.append(now[0])
+            outputs.append(now)
         outputs.reverse()
         return outputs, now
     now, ended = states, []
@@ -91,7 +92,7 @@ def _scan(
             ended.append(tuple(s[b:] for s in now))
             now = tuple(s[:b] for s in now)
         now = step(g, *now, *weights)
-        outputs.append(now[0])
+        outputs.append(now)
     if ended:
         now = tuple(torch.cat(parts) for parts in zip(now, *reversed(ended), strict=True))
     return outputs, now
@@ -103,8 +104,11 @@ def _layer(
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Both directions of one layer; weights per direction: w_ih, w_hh, b_ih, b_hh[, w_hr]."""
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Both directions of one layer; weights per direction: w_ih, w_hh, b_ih, b_hh[, w_hr].
+
+    Returns the states of all steps and the final ones.
+    """
     dtype = x.dtype
     if dtype in _LOW_PRECISION:
         x = x.float()
@@ -112,17 +116,23 @@ def _layer(
         weights = [None if w is None else w.float() for w in weights]
     directions = states[0].size(0)
     per_direction = len(weights) // directions
-    outputs, finals = [], []
+    sequences, finals = [], []
     for d in range(directions):
         w_ih, w_hh, b_ih, *rest = weights[d * per_direction : (d + 1) * per_direction]
         assert w_ih is not None
         gx = F.linear(x, w_ih, b_ih)
         steps = gx.unbind(0) if batch_sizes is None else gx.split(batch_sizes.tolist())
-        ys, last = _scan(step, steps, tuple(s[d] for s in states), (w_hh, *rest), d == 1)
-        outputs.append(torch.stack(ys) if batch_sizes is None else torch.cat(ys))
+        walked, last = _scan(step, steps, tuple(s[d] for s in states), (w_hh, *rest), d == 1)
+        join = torch.stack if batch_sizes is None else torch.cat
+        sequences.append([join(s) for s in zip(*walked, strict=True)])
         finals.append(last)
-    y = outputs[0] if directions == 1 else torch.cat(outputs, -1)
-    return tuple(t.to(dtype) for t in (y, *(torch.stack(f) for f in zip(*finals, strict=True))))
+    every = sequences[0] if directions == 1 else map(_side_by_side, zip(*sequences, strict=True))
+    ended = map(torch.stack, zip(*finals, strict=True))
+    return tuple(s.to(dtype) for s in every), tuple(s.to(dtype) for s in ended)
+
+
+def _side_by_side(directions: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(directions, -1)
 
 
 def gru_layer(
@@ -134,7 +144,7 @@ def gru_layer(
     h0: (D, B, H). weights: w_ih (3H, I), w_hh (3H, H), b_ih (3H) or None, b_hh (3H) or None, per
     direction. Returns y (T, B, D*H) or (N, D*H), and hn (D, B, H). Direction 1 runs backwards.
     """
-    y, hn = _layer(_gru_step, x, (h0,), weights, batch_sizes)
+    (y,), (hn,) = _layer(_gru_step, x, (h0,), weights, batch_sizes)
     return y, hn
 
 
@@ -152,8 +162,19 @@ def lstm_layer(
     or None, w_hr (P, H) or None, per direction. Returns y (T, B, D*P) or (N, D*P), hn (D, B, P)
     and cn (D, B, H). Direction 1 runs backwards.
     """
-    y, hn, cn = _layer(_lstm_step, x, (h0, c0), weights, batch_sizes)
-    return y, hn, cn
+    return lstm_states(x, h0, c0, weights, batch_sizes)[:3]
+
+
+def lstm_states(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """lstm_layer, and the cell states of all steps, (T, B, D*H) or (N, D*H)."""
+    (y, c), (hn, cn) = _layer(_lstm_step, x, (h0, c0), weights, batch_sizes)
+    return y, hn, cn, c
 
 
 def _cell(
@@ -167,7 +188,7 @@ def _cell(
 ) -> tuple[Tensor, ...]:
     stacked = tuple(s.unsqueeze(0) for s in states)
     weights = (w_ih, w_hh, b_ih, b_hh) if len(states) == 1 else (w_ih, w_hh, b_ih, b_hh, None)
-    return tuple(s.squeeze(0) for s in _layer(step, x.unsqueeze(0), stacked, weights, None)[1:])
+    return tuple(s.squeeze(0) for s in _layer(step, x.unsqueeze(0), stacked, weights, None)[1])
 
 
 def gru_cell(

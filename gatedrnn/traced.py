@@ -15,7 +15,7 @@ from .raw import KERNELS, Call, Tensors
 
 __all__ = ["define", "is_recording", "run"]
 
-_RESULTS = {"gru": 3, "lstm": 5, "gru_cell": 2, "lstm_cell": 3}
+_RESULTS = {"gru": 3, "lstm": 5, "lstm_states": 5, "gru_cell": 2, "lstm_cell": 3}
 _library = torch.library.Library("gatedrnn", "FRAGMENT")
 
 

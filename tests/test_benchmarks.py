@@ -13,7 +13,7 @@ import gatedrnn
 from benchmarks import cases, kernels, limits, plot, run, timing
 from benchmarks.check import EPS, judge, near
 
-TINY = {"layers": "3,4,5,6,2", "cells": "3,5,6", "kernels": "3,4,5,20,1"}
+TINY = {"layers": "3,4,5,6,2", "ragged": "3,4,5,6,2", "cells": "3,5,6", "kernels": "3,4,5,20,1"}
 FAST = ["--quick", "--seconds", "0.001", "--threads", "1", "--no-peers"]
 
 
@@ -48,6 +48,8 @@ def test_list_names_every_case_of_the_issue(capsys):
     assert run.main(["--list", "--suite", "cells"]) == 0
     expected = {f"{cell} {B},{H},{H}" for cell, B, H in
                 itertools.product(["GRUCell", "LSTMCell"], [1, 8, 64], [64, 128, 256])}
+    frames = ["1,64,64,1", "1,256,256,2", "8,256,256,2", "64,256,256,2"]
+    expected |= {f"{cell} stream {shape}" for cell in ("GRU", "LSTM") for shape in frames}
     assert set(capsys.readouterr().out.splitlines()) == expected
 
 
@@ -84,7 +86,7 @@ def test_refuses(arguments, words, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("suite", ["layers", "cells"])
+@pytest.mark.parametrize("suite", ["layers", "ragged", "cells"])
 def test_modules_end_to_end(suite, dtype, tmp_path, capsys):
     path, threads = tmp_path / "rows.csv", torch.get_num_threads()
     arguments = ["--suite", suite, "--shape", TINY[suite], "--dtype", dtype, "--csv", str(path)]
@@ -100,12 +102,32 @@ def test_modules_end_to_end(suite, dtype, tmp_path, capsys):
         assert row["case"] in out
         assert row["status"] == "ok" and row["dtype"] == dtype and row["threads"] == "1"
         assert float(row["ours_p20_ms"]) <= float(row["ours_ms"]) <= float(row["ours_p80_ms"])
-        assert min(float(row[k]) for k in ("torch_ms", "ratio", "gflops", "share")) > 0
+        compared = ("torch_ms", "ratio", "gflops", "share")[: 3 if suite == "ragged" else 4]
+        assert min(float(row[k]) for k in compared) > 0
         assert int(row["rounds"]) >= run.QUICK.rounds
         assert row["torch"] == torch.__version__ and row["gatedrnn"] == gatedrnn.__version__
         assert row["device"] and row["date"] and row["isa"] == gatedrnn.raw.instruction_set()
         assert row["checked"] == "float64" and row["kernel"].startswith(row["isa"])
         assert row["kernel"] in out
+
+
+def test_streams_end_to_end(tmp_path):
+    path = tmp_path / "rows.csv"
+    chosen = ["--suite", "cells", "--cases", "stream 1,64,"]
+    assert run.main([*FAST, *chosen, "--csv", str(path)]) == 0
+    rows = read(path)
+    assert [row["case"] for row in rows] == [f"{c} stream 1,64,64,1" for c in ("GRU", "LSTM")]
+    assert all(row["status"] == "ok" and row["kernel"].endswith(" stream") for row in rows)
+    assert all(float(row["ratio"]) > 0 and row["pass"] == "inference" for row in rows)
+
+
+def test_ragged_lengths_are_those_of_the_seed_and_both_ends():
+    for shape in cases.RAGGED_SHAPES:
+        case = cases.Ragged("GRU", *shape)
+        assert case.lengths == cases.Ragged("LSTM", *shape).lengths
+        assert len(case.lengths) == case.B
+        assert min(case.lengths) == 1 and max(case.lengths) == case.T
+        assert case.share == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -212,9 +212,12 @@ def test_memory_end_to_end(tmp_path, capsys):
     assert run.main([*arguments, "--threads", "1", "--csv", str(path)]) == 0
     row, = read(path)
     output = 32 * 40 * 128 * 4 / memory.MIB
-    for who in ("torch", "ours"):
+    for who in ("torch", "ours", "recompute"):
         held, peak = float(row[f"{who}_held_mib"]), float(row[f"{who}_mib"])
-        assert 2 * output < held < peak < 40 * output  # the output and at least one gate
+        least = 0.9 if who == "recompute" else 2  # the output, and but for recompute gates
+        assert least * output < held < peak < 40 * output
+    assert float(row["recompute_held_mib"]) < float(row["ours_held_mib"])
+    assert float(row["recompute_time"]) > 0
     assert float(row["of_torch"]) == pytest.approx(
         float(row["ours_mib"]) / float(row["torch_mib"]), rel=1e-4)
     assert f"GRU {'32,40,16,128,1'}" in capsys.readouterr().out
@@ -299,7 +302,8 @@ def test_the_page_tells_every_suite(tmp_path, capsys):
     sweeps = [swept("GRU", "inference", 4.0), swept("GRU", "training", 0.9, 0.95, 0.96)]
     step = MemoryRow("memory", "GRU 8,9,5,6,2", "GRU", "8,9,5,6,2", "training", "float32", "avx512",
                      torch_mib=200.0, ours_mib=50.0, of_torch=0.25, torch_held_mib=100.0,
-                     ours_held_mib=80.0, threads=2)
+                     ours_held_mib=80.0, threads=2, recompute_mib=30.0, recompute_of_torch=0.15,
+                     recompute_time=1.125)
     paths = [written(tmp_path / "layers.csv", layers, MODULE_NAMES),
              written(tmp_path / "sweep.csv", sweeps, MODULE_NAMES),
              written(tmp_path / "memory.csv", [step], MEMORY_NAMES)]
@@ -311,7 +315,7 @@ def test_the_page_tells_every_suite(tmp_path, capsys):
                  "| LSTM 8,9,5,6,2 | 1.25 | - | - |", "- LSTM 8,9,5,6,2: openvino: no",
                  "| GRU training, 2 threads | 1 | 0.90 | 1 | 1 | 0.96 |",
                  "| GRU 1,2,3,4,1 | training | 2 | avx512 rows | 0.90 | 0.95 0.96 | slower |",
-                 "| GRU 8,9,5,6,2 | 200 | 50 | 25 % | 100 | 80 | 80 % |",
+                 "| GRU 8,9,5,6,2 | 200 | 50 | 25 % | 100 | 80 | 80 % | 30 | 15 % | 1.12 |",
                  "- LSTM 8,9,5,6,2, training, 2 threads: output 0 is off", "- commit: abc"):
         assert f"{line}\n" in text
     assert "1.5 | 1.1 | 1 | 0.9 - 1.1 | 3 | 50 % | avx512 rows |" in text

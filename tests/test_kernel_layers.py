@@ -133,6 +133,8 @@ def test_layer(case, isa):
         ahead = [run(case, isa, partition, 2, ahead=steps) for steps in (1, 2, 100)]
         hold(case, ahead[0])
         assert not any(same_bits(ahead[0], other) for other in ahead[1:]), f"{partition}, ahead"
+        rebuilt = run(case, isa, partition, 2, ahead=0, recompute=True)
+        assert not same_bits(first, rebuilt), f"{partition}, recompute"
         inference = run(case, isa, partition, 2, train=False, ahead=0)
         assert not same_bits(first, inference), f"{partition}, inference"
 

@@ -64,19 +64,48 @@ def test_weights_and_states_whose_offsets_pass_31_bits(theirs, ours):
     far = [huge((3 << 30,), torch.zeros(1)).as_strided((1, 2, 4), (1, 5 << 29, 1)) for _ in "hc"]
     for target, value in zip(far, tensors(hx), strict=False):
         target.copy_(value)
-    with torch.no_grad():
-        assert_like(b(x, tuple(far) if is_lstm(b) else far[0]), a(x, hx))
+    results = a(x, hx), b(x, tuple(far) if is_lstm(b) else far[0])
+    assert_like(results[1], results[0])
+    for result in results:
+        backward(result)
+    assert_grads_like(b, a)
 
 
 def test_more_than_two_to_the_31_inputs():
     """(2, 2^18, 4096) elements, expanded from one row: little memory, if nothing is copied out."""
     m = gatedrnn.GRU(1 << 12, 1)
     x = torch.randn(2, 1, 1 << 12) * 0.1
-    with torch.no_grad():
-        output, _ = m(x.expand(2, 1 << 18, 1 << 12))
-        expected, _ = m(x)
+    output, _ = m(x.expand(2, 1 << 18, 1 << 12))
+    expected, _ = m(x)
     assert output.shape == (2, 1 << 18, 1)
     torch.testing.assert_close(output, expected.expand_as(output), rtol=1e-5, atol=2e-6)
+    weights = list(m.parameters())
+    found = torch.autograd.grad(output.mean(), weights)
+    for g, e in zip(found, torch.autograd.grad(expected.mean(), weights), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
+
+
+@layers
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
+def test_a_million_steps(theirs, ours, recompute):
+    """Held against the same in pieces, each of which the numeric tests would catch."""
+    T = 1_000_000
+    m = ours(2, 3, recompute=recompute, dtype=torch.float64)
+    x = torch.randn(T, 1, 2, dtype=torch.float64, requires_grad=True)
+    outputs, state = [], None
+    for chunk in x.split(T // 7):
+        y, state = m(chunk, state)
+        outputs.append(y)
+    leaves = [x, *m.parameters()]
+    found = []
+    for result in (m(x), (torch.cat(outputs), state)):
+        output, *last = tensors(result)
+        loss = output[:: T // 100].sum() + output.mean() + sum(s.sum() for s in last)
+        found.append([output.detach(), *torch.autograd.grad(loss, leaves)])
+    for p, q in zip(*found, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
 
 
 @layers

@@ -2,7 +2,7 @@
 // w_ih [G*H, I], w_hh [G*H, P], then b_ih, b_hh [G*H] if `bias`, then w_hr [P, H] if projected.
 #pragma once
 
-#include "torch.h"
+#include "plans.h"
 
 namespace gatedrnn {
 
@@ -105,11 +105,7 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
 
 template <class Stored>
 Plan plan_of(const Layer& l, int threads) {
-  const InstructionSet& set = instruction_set();
-  const int registers = kernels_of<RealOf<Stored>>(set).registers;
-  const bool pairs = std::is_same_v<Stored, Bfloat16> && set.pairs;
-  return plan_cpu(
-      {l.T, l.B, l.I, l.H, l.P, l.G, l.D, int(sizeof(Stored)), threads, registers, pairs});
+  return cpu_plan_of<Stored>(l.sizes(0), l.G, l.D, threads);
 }
 
 // Checks what backward has besides: the cotangents, and what forward has saved: `kept` gates, and

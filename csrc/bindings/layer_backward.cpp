@@ -11,17 +11,25 @@ struct LayerGradients {
   Tensors dweights;
 };
 
+// How many gates forward kept: none where the tensor has no columns; they are then rebuilt.
+template <class Stored>
+int64_t kept_in(const Layer& l, const Tensor& gates) {
+  const bool none = gates.dim() > 0 && gates.size(gates.dim() - 1) == 0;
+  return none ? 0 : gates_kept<Stored>(l.cell);
+}
+
 template <class Stored>
 LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const OptionalTensor& dhn_in,
-                        const OptionalTensor& dcn_in, const Tensor& h0_in,
-                        const OptionalTensor& c0_in, const Tensor& y, const Tensor& gates,
-                        const OptionalTensor& c, bool need_input, bool need_weights) {
+                        const OptionalTensor& dcn_in, const OptionalTensor& dc_in,
+                        const Tensor& h0_in, const OptionalTensor& c0_in, const Tensor& y,
+                        const Tensor& gates, const OptionalTensor& c, bool need_input,
+                        bool need_weights) {
   using Real = RealOf<Stored>;
   const bool lstm = l.cell == Cell::lstm;
-  const int64_t G = l.G, H = l.H, P = l.P, D = l.D, kept = gates_kept<Stored>(l.cell) * H;
+  const int64_t G = l.G, H = l.H, P = l.P, D = l.D, kept = kept_in<Stored>(l, gates) * H;
   const Tensor h0 = contiguous_of(h0_in);
   const OptionalTensor c0 = contiguous_of(c0_in), dhn = contiguous_of(dhn_in),
-                       dcn = contiguous_of(dcn_in);
+                       dcn = contiguous_of(dcn_in), dc = contiguous_of(dc_in);
   // A batch-first output's gradient comes with the strides of its own.
   const bool rows_apart = dy_in && !l.packed() && dy_in->stride(2) == 1;
   const OptionalTensor dy = rows_apart ? dy_in : contiguous_of(dy_in);
@@ -40,7 +48,9 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
     p[d].w_hr = pointer<Stored>(l.w_hr(d));
     p[d].h0 = pointer<Stored>(h0) + d * l.B * P;
     p[d].y = l.at<const Stored>(pointer<Stored>(y), D * P, d * P);
-    p[d].gates = l.at<const Stored>(pointer<Stored>(gates), D * kept, d * kept);
+    if (kept) p[d].gates = l.at<const Stored>(pointer<Stored>(gates), D * kept, d * kept);
+    p[d].b_ih = pointer<Stored>(l.b_ih(d));
+    p[d].b_hh = pointer<Stored>(l.b_hh(d));
     p[d].dy = l.at<const Stored>(pointer<Stored>(dy), D * P, d * P);
     if (rows_apart) {
       p[d].dy.step = dy->stride(0);
@@ -52,6 +62,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
       p[d].c0 = pointer<Stored>(c0) + d * l.B * H;
       p[d].c = l.at<const Real>(pointer<Real>(c), D * H, d * H);
       if (dcn) p[d].dcn = pointer<Stored>(dcn) + d * l.B * H;
+      p[d].dc = l.at<const Stored>(pointer<Stored>(dc), D * H, d * H);
       p[d].dc0 = writable<Stored>(out.dc0) + d * l.B * H;
     }
     if (need_input) p[d].dx = l.at(writable<Stored>(out.dx), l.I);
@@ -77,13 +88,14 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
 }
 
 LayerGradients backward(const Layer& l, const OptionalTensor& dy, const OptionalTensor& dhn,
-                        const OptionalTensor& dcn, const Tensor& h0, const OptionalTensor& c0,
-                        const Tensor& y, const Tensor& gates, const OptionalTensor& c,
-                        bool need_input, bool need_weights) {
+                        const OptionalTensor& dcn, const OptionalTensor& dc, const Tensor& h0,
+                        const OptionalTensor& c0, const Tensor& y, const Tensor& gates,
+                        const OptionalTensor& c, bool need_input, bool need_weights) {
+  if (dc) check(*dc, "dc", l.x.scalar_type(), l.rows_of(l.D * l.H));
   return with_storage_of(l.x, [&]<class Stored>() {
     const ScalarType c_type = scalar_type_of(type_of<RealOf<Stored>>());
-    check_backward(l, dy, dhn, dcn, c0, y, gates, gates_kept<Stored>(l.cell), c, c_type);
-    return backward<Stored>(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
+    check_backward(l, dy, dhn, dcn, c0, y, gates, kept_in<Stored>(l, gates), c, c_type);
+    return backward<Stored>(l, dy, dhn, dcn, dc, h0, c0, y, gates, c, need_input, need_weights);
   });
 }
 
@@ -92,9 +104,19 @@ std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(
     const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
     const Tensor& gates, bool need_input, bool need_weights, bool /* tf32 */) {
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
-  LayerGradients g = backward(l, dy, dhn, std::nullopt, h0, std::nullopt, y, gates, std::nullopt,
-                              need_input, need_weights);
+  LayerGradients g = backward(l, dy, dhn, std::nullopt, std::nullopt, h0, std::nullopt, y, gates,
+                              std::nullopt, need_input, need_weights);
   return {g.dx, g.dh0, g.dweights};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_states_backward_cpu(
+    const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcn,
+    const OptionalTensor& dc, const Tensor& x, const Tensor& h0, const Tensor& c0,
+    const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
+    const Tensor& gates, const Tensor& c, bool need_input, bool need_weights) {
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
+  LayerGradients g = backward(l, dy, dhn, dcn, dc, h0, c0, y, gates, c, need_input, need_weights);
+  return {g.dx, g.dh0, g.dc0, g.dweights};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
@@ -102,9 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
     bool need_input, bool need_weights, bool /* tf32 */) {
-  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
-  LayerGradients g = backward(l, dy, dhn, dcn, h0, c0, y, gates, c, need_input, need_weights);
-  return {g.dx, g.dh0, g.dc0, g.dweights};
+  return lstm_states_backward_cpu(dy, dhn, dcn, std::nullopt, x, h0, c0, weights, bias, batch_sizes,
+                                  y, gates, c, need_input, need_weights);
 }
 
 }  // namespace
@@ -113,4 +134,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
   m.impl("gru_backward", TORCH_BOX(&gatedrnn::gru_backward_cpu));
   m.impl("lstm_backward", TORCH_BOX(&gatedrnn::lstm_backward_cpu));
+  m.impl("lstm_states_backward", TORCH_BOX(&gatedrnn::lstm_states_backward_cpu));
 }

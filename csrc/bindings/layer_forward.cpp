@@ -10,9 +10,13 @@ struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
 };
 
+// What of all steps comes out for backward beside y: of an LSTM's c, and then of the gates.
+enum class Keep { nothing, states, gates };
+
 template <class Stored>
-LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, bool train) {
+LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, Keep keep) {
   using Real = RealOf<Stored>;
+  const bool gates = keep == Keep::gates, train = keep != Keep::nothing;
   const Tensor& x = l.x;
   const bool lstm = l.cell == Cell::lstm;
   const Parallel parallel = torch_threads();
@@ -24,7 +28,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   // backward reads.
   out.y = (train && !lstm ? reused<Stored> : empty_of<Stored>)(x, l.rows_of(l.D * l.P));
   out.hn = empty(x, {l.D, l.B, l.P});
-  out.gates = reused<Stored>(x, train ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
+  out.gates = reused<Stored>(x, gates ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
   out.cn = empty(x, lstm ? std::vector<int64_t>{l.D, l.B, l.H} : std::vector<int64_t>{0});
   // Inference needs the cell state of one step only.
   out.c = reused<Real>(x, !lstm   ? std::vector<int64_t>{0}
@@ -47,7 +51,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     p[d].h0 = pointer<Stored>(h) + d * l.B * l.P;
     p[d].y = l.at(writable<Stored>(out.y), l.D * l.P, d * l.P);
     p[d].hn = writable<Stored>(out.hn) + d * l.B * l.P;
-    if (train) p[d].gates = l.at(writable<Stored>(out.gates), l.D * kept, d * kept);
+    if (gates) p[d].gates = l.at(writable<Stored>(out.gates), l.D * kept, d * kept);
     if (lstm) {
       p[d].c0 = pointer<Stored>(c) + d * l.B * l.H;
       p[d].cn = writable<Stored>(out.cn) + d * l.B * l.H;
@@ -64,8 +68,8 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   return out;
 }
 
-LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, bool train) {
-  return with_storage_of(l.x, [&]<class Stored>() { return forward<Stored>(l, h0, c0, train); });
+LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, Keep keep) {
+  return with_storage_of(l.x, [&]<class Stored>() { return forward<Stored>(l, h0, c0, keep); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor& h0,
@@ -73,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor
                                                    const OptionalTensor& batch_sizes, bool train,
                                                    bool /* tf32 */) {
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
-  LayerOutput out = forward(l, h0, std::nullopt, train);
+  LayerOutput out = forward(l, h0, std::nullopt, train ? Keep::gates : Keep::nothing);
   return {out.y, out.hn, out.gates};
 }
 
@@ -82,8 +86,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
     const OptionalTensor& batch_sizes, bool train, bool /* tf32 */) {
   const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
-  LayerOutput out = forward(l, h0, c0, train);
+  LayerOutput out = forward(l, h0, c0, train ? Keep::gates : Keep::nothing);
   return {out.y, out.hn, out.cn, out.gates, out.c};
+}
+
+std::tuple<Tensor, Tensor> gru_states_forward_cpu(const Tensor& x, const Tensor& h0,
+                                                  const Tensors& weights, bool bias,
+                                                  const OptionalTensor& batch_sizes) {
+  const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
+  LayerOutput out = forward(l, h0, std::nullopt, Keep::states);
+  return {out.y, out.hn};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_states_forward_cpu(
+    const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
+    const OptionalTensor& batch_sizes) {
+  const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
+  check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
+  LayerOutput out = forward(l, h0, c0, Keep::states);
+  return {out.y, out.hn, out.cn, out.c};
 }
 
 }  // namespace
@@ -92,4 +113,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
   m.impl("gru_forward", TORCH_BOX(&gatedrnn::gru_forward_cpu));
   m.impl("lstm_forward", TORCH_BOX(&gatedrnn::lstm_forward_cpu));
+  m.impl("gru_states_forward", TORCH_BOX(&gatedrnn::gru_states_forward_cpu));
+  m.impl("lstm_states_forward", TORCH_BOX(&gatedrnn::lstm_states_forward_cpu));
 }

@@ -19,6 +19,23 @@ STABLE_TORCH_LIBRARY_FRAGMENT(GATEDRNN_OPS, m) {
       "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "
       "bool need_input, bool need_weights, bool tf32) -> "
       "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
+  // On the CPU: with the cell states of all steps, and their gradients; without gates, which
+  // backward then rebuilds.
+  m.def(
+      "gru_states_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, Tensor? batch_sizes) "
+      "-> (Tensor y, Tensor hn)");
+  m.def(
+      "lstm_states_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
+      "Tensor? batch_sizes) -> (Tensor y, Tensor hn, Tensor cn, Tensor c)");
+  m.def(
+      "lstm_states_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor? dc, Tensor x, Tensor h0, "
+      "Tensor c0, Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, "
+      "Tensor c, bool need_input, bool need_weights) -> "
+      "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
+  m.def("stream_pack(Tensor[] weights, bool lstm, bool bias, int batch, int threads) -> Tensor");
+  m.def(
+      "stream_step(Tensor x, Tensor(a!) h, Tensor(b!)? c, Tensor(c!) packed, int now, "
+      "int threads) -> Tensor");
   m.def(
       "gru_cell_forward(Tensor x, Tensor h, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
       "bool train) -> (Tensor h_next, Tensor saved)");

@@ -75,7 +75,7 @@ class Layer {
         Arrays<Number> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
         const std::string& isa, int threads, const std::string& partition, bool train,
         std::optional<int64_t> chunk, std::optional<int64_t> ahead,
-        std::optional<bool> narrow_panels)
+        std::optional<bool> narrow_panels, bool recompute)
       : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
     const bool lstm = cell_of(cell) == Cell::lstm;
     const int G = lstm ? 4 : 3;
@@ -152,7 +152,7 @@ class Layer {
     if (ahead) plan_.ahead = *ahead;
     if (narrow_panels) plan_.narrow_panels = *narrow_panels;
     workspace_.resize(forward_workspace(set_, plan_, &f, 1));
-    if (train) prepare_backward(rows(f.I));
+    if (train) prepare_backward(rows(f.I), recompute);
   }
 
   void forward() {
@@ -184,7 +184,7 @@ class Layer {
     return {data, forward_.B * width, width, forward_.offsets};
   }
 
-  void prepare_backward(std::vector<py::ssize_t> input_rows) {
+  void prepare_backward(std::vector<py::ssize_t> input_rows, bool recompute) {
     const Forward<Real, Stored>& f = forward_;
     Backward<Real, Stored>& b = backward_;
     static_cast<Sizes&>(b) = f;
@@ -196,7 +196,9 @@ class Layer {
     b.h0 = f.h0;
     b.c0 = f.c0;
     b.y = at(stored(y), f.P);
-    b.gates = at(stored(gates), f.gates.row);
+    if (!recompute) b.gates = at(stored(gates), f.gates.row);
+    b.b_ih = f.b_ih;
+    b.b_hh = f.b_hh;
     b.c = at<const Real>(c.data(), f.H);
     const auto like = [](const Array<Number>& a) {
       return zeros<Number>(std::vector<py::ssize_t>(a.shape(), a.shape() + a.ndim()));
@@ -373,11 +375,12 @@ void define_layer(py::module_& m, const char* name) {
       .def(py::init<const std::string&, Array<Number>, Array<Number>, std::optional<Array<Number>>,
                     Arrays<Number>, bool, std::optional<std::vector<int64_t>>, const std::string&,
                     int, const std::string&, bool, std::optional<int64_t>, std::optional<int64_t>,
-                    std::optional<bool>>(),
+                    std::optional<bool>, bool>(),
            arg("cell"), arg("x").noconvert(), arg("h0").noconvert(), arg("c0"), arg("weights"),
            arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
            arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
-           arg("chunk") = py::none(), arg("ahead") = py::none(), arg("narrow_panels") = py::none())
+           arg("chunk") = py::none(), arg("ahead") = py::none(), arg("narrow_panels") = py::none(),
+           arg("recompute") = false)
       .def("forward", &Layer<Stored>::forward)
       .def("backward", &Layer<Stored>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
            arg("dcn") = py::none())

@@ -1,5 +1,5 @@
-// plan_cuda as the ops and gatedrnn.explain ask it: with torch's dtypes, and with what the
-// environment insists on.
+// The plans as the ops and gatedrnn.explain ask for them: with this machine's instruction set, with
+// torch's dtypes, and with what the environment insists on.
 #pragma once
 
 #include <cstdlib>
@@ -9,6 +9,14 @@
 #include "torch.h"
 
 namespace gatedrnn {
+
+template <class Stored>
+Plan cpu_plan_of(const Sizes& s, int gates, int directions, int threads) {
+  const InstructionSet& set = instruction_set();
+  const bool pairs = std::is_same_v<Stored, Bfloat16> && set.pairs;
+  return plan_cpu({s.T, s.B, s.I, s.H, s.P, gates, directions, int(sizeof(Stored)), threads,
+                   kernels_of<RealOf<Stored>>(set).registers, pairs});
+}
 
 inline Type type_of(ScalarType type) {
   switch (type) {

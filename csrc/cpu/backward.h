@@ -104,6 +104,7 @@ static void gates_gradient(const BackwardStep<Real, Stored, Panel>& s, const Til
           dc = load(carry, n);
         else if (p.dcn)
           dc = load(p.dcn + row * H + u, n);
+        if (p.dc) dc += load(p.dc.at(s.t, row) + u, n);
         const auto grad = lstm_gates_backward(dh.v[g][m], dc, i, f, gg, o, c_prev, tanh_c);
         store(d, grad.da_i, n);
         store(d + H, grad.da_f, n);

@@ -25,6 +25,7 @@ namespace {
 #include "pack.h"
 #include "forward.h"
 #include "backward.h"
+#include "rebuild.h"
 #ifdef __AVX512BF16__
 #include "dots.h"
 #endif
@@ -37,10 +38,11 @@ namespace {
 }  // namespace
 
 extern const PairTables tables;
-const PairTables tables{{multiply<float, Bfloat16, Bfloat16Pair>,
-                         outer_sum<float, Bfloat16, Bfloat16Pair>, column_sums<float, Bfloat16>},
-                        {pack_row_pairs, pack_column_pairs, forward<float, Bfloat16, Bfloat16Pair>,
-                         backward<float, Bfloat16, Bfloat16Pair>}};
+const PairTables tables{
+    {multiply<float, Bfloat16, Bfloat16Pair>, outer_sum<float, Bfloat16, Bfloat16Pair>,
+     column_sums<float, Bfloat16>},
+    {pack_row_pairs, pack_column_pairs, forward<float, Bfloat16, Bfloat16Pair>,
+     backward<float, Bfloat16, Bfloat16Pair>, rebuild<float, Bfloat16, Bfloat16Pair>}};
 
 #else
 
@@ -82,7 +84,7 @@ constexpr StorageKernels<Real, Stored> storage_table{widen<Real, Stored>, narrow
 template <class Real, class Stored = Real, class Panel = Real>
 constexpr LayerKernels<Real, Stored, Panel> layer_table{
     pack_rows<Stored, Panel>, pack_columns<Stored, Panel>, forward<Real, Stored, Panel>,
-    backward<Real, Stored, Panel>};
+    backward<Real, Stored, Panel>, rebuild<Real, Stored, Panel>};
 
 }  // namespace
 

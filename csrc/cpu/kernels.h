@@ -125,6 +125,19 @@ struct CellBackward {
   Real *dgates_x, *dgates_h;  // [B, G*H] scratch; GRU: r, z, n and r, z, q; LSTM: the same
 };
 
+// The gates of some rows, as forward left them, from the state before each.
+template <class Real, class Stored = Real, class Panel = Real>
+struct Rebuild {
+  Cell cell;
+  int64_t I, H, P;
+  Panel *w_ih, *w_hh;             // panels, and
+  Real* bias;                     // as in ForwardWork
+  const Stored* const* x;         // [rows] of I
+  const Stored* const* previous;  // [rows] of P: h(t - 1)
+  Stored* gates;                  // [rows, gates_kept * H]
+  int64_t x_row, state_row;       // of the copies in scratch [kRowBlock, x_row + state_row]
+};
+
 constexpr int64_t kRowBlock = 96;  // rows of a that stay in L2 while all of w passes (multiply)
 
 // c (+)= a w.
@@ -190,6 +203,8 @@ struct LayerKernels {
                   int64_t row1, const Part&);
   void (*backward)(const Backward<Real, Stored>&, const BackwardWork<Real, Panel>&,
                    const Chunk<FactorOf<Real, Panel>>&, int64_t row0, int64_t row1, const Part&);
+  void (*rebuild)(const Rebuild<Real, Stored, Panel>&, int64_t row0, int64_t row1,
+                  FactorOf<Real, Panel>* scratch);
 };
 
 // Products and sums over whole sequences.

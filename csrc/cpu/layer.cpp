@@ -1,7 +1,5 @@
 #include "layer.h"
 
-#include <vector>
-
 #include "driver.h"
 
 namespace gatedrnn {
@@ -49,25 +47,6 @@ ForwardWork<Real, Panel> take_work(const Plan& plan, const Forward<Real, Stored>
   return work;
 }
 
-// The two biases of a gate add up, but for q's, which is inside the reset gate's product.
-template <class Real, class Stored>
-void fill_bias(const StorageKernels<Real, Stored>& k, const Forward<Real, Stored>& p, int64_t W,
-               Real* bias) {
-  const int64_t padded = ceil_div(p.H, W) * W, H = p.H;
-  const bool gru = p.cell == Cell::gru;
-  std::fill_n(bias, 4 * padded, Real(0));
-  std::vector<Real> b(size_t(gates_of(p.cell) * H));
-  for (const bool recurrent : {false, true}) {
-    const Stored* from = recurrent ? p.b_hh : p.b_ih;
-    if (!from) continue;
-    k.widen(from, b.data(), int64_t(b.size()));
-    for (int64_t g = 0; g < gates_of(p.cell); ++g) {
-      Real* to = bias + (gru && g == 2 && recurrent ? 3 : g) * padded;
-      for (int64_t u = 0; u < H; ++u) to[u] += b[size_t(g * H + u)];
-    }
-  }
-}
-
 template <class Real, class Stored, class Panel>
 void pack(const LayerKernels<Real, Stored, Panel>& k, const Forward<Real, Stored>& p, int64_t W,
           const ForwardWork<Real, Panel>& work, const Part& part) {
@@ -112,9 +91,9 @@ int64_t forward_workspace(const InstructionSet& set, const Plan& plan,
 }
 
 template <class Real, class Stored>
-void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
-                       const Forward<Real, Stored>* directions, int D, Real* workspace,
-                       const Parallel& parallel) {
+void pack_forward_cpu(const InstructionSet& set, const Plan& plan,
+                      const Forward<Real, Stored>* directions, int D, Real* workspace,
+                      const Parallel& parallel) {
   with_panel<Real, Stored>(plan, [&]<class Panel>() {
     const auto& k = layer_kernels_of<Real, Stored, Panel>(set);
     const int64_t W = kernels_of<Real>(set).width;
@@ -128,17 +107,44 @@ void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
           fill_bias(storage_kernels_of<Real, Stored>(set), directions[d], W, work[d].bias);
       }
     });
-    walk(plan, D, directions[0].B, parallel,
-         [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
-           k.forward(directions[d], work[d], row0, row1, part);
-         });
   });
 }
 
-#define GATEDRNN_INSTANTIATE(Real, Stored)                               \
-  template int64_t forward_workspace(const InstructionSet&, const Plan&, \
-                                     const Forward<Real, Stored>*, int); \
-  template void layer_forward_cpu(const InstructionSet&, const Plan&,    \
+template <class Real, class Stored>
+void walk_forward_cpu(const InstructionSet& set, const Plan& plan,
+                      const Forward<Real, Stored>* directions, int D, Real* workspace,
+                      const Parallel& parallel) {
+  with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    const auto& k = layer_kernels_of<Real, Stored, Panel>(set);
+    const int64_t W = kernels_of<Real>(set).width;
+    Arena<Real> arena(workspace);
+    ForwardWork<Real, Panel> work[2] = {};
+    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(plan, directions[d], W, arena);
+    walk(
+        plan, D, directions[0].B, parallel,
+        [&](int64_t d, int64_t n) { return first_row(directions[d], plan, 0, directions[d].T, n); },
+        [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
+          k.forward(directions[d], work[d], row0, row1, part);
+        });
+  });
+}
+
+template <class Real, class Stored>
+void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
+                       const Forward<Real, Stored>* directions, int D, Real* workspace,
+                       const Parallel& parallel) {
+  pack_forward_cpu(set, plan, directions, D, workspace, parallel);
+  walk_forward_cpu(set, plan, directions, D, workspace, parallel);
+}
+
+#define GATEDRNN_INSTANTIATE(Real, Stored)                                                         \
+  template int64_t forward_workspace(const InstructionSet&, const Plan&,                           \
+                                     const Forward<Real, Stored>*, int);                           \
+  template void pack_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real, Stored>*, \
+                                 int, Real*, const Parallel&);                                     \
+  template void walk_forward_cpu(const InstructionSet&, const Plan&, const Forward<Real, Stored>*, \
+                                 int, Real*, const Parallel&);                                     \
+  template void layer_forward_cpu(const InstructionSet&, const Plan&,                              \
                                   const Forward<Real, Stored>*, int, Real*, const Parallel&);
 GATEDRNN_INSTANTIATE(float, float)
 GATEDRNN_INSTANTIATE(double, double)

@@ -22,6 +22,16 @@ template <class Real, class Stored>
 void layer_forward_cpu(const InstructionSet& set, const Plan& plan,
                        const Forward<Real, Stored>* directions, int D, Real* workspace,
                        const Parallel& parallel);
+// The two halves of layer_forward_cpu, for who walks more than once with the same weights, each
+// time with the same workspace: what depends on the weights alone, and the rest.
+template <class Real, class Stored>
+void pack_forward_cpu(const InstructionSet& set, const Plan& plan,
+                      const Forward<Real, Stored>* directions, int D, Real* workspace,
+                      const Parallel& parallel);
+template <class Real, class Stored>
+void walk_forward_cpu(const InstructionSet& set, const Plan& plan,
+                      const Forward<Real, Stored>* directions, int D, Real* workspace,
+                      const Parallel& parallel);
 template <class Real, class Stored>
 void layer_backward_cpu(const InstructionSet& set, const Plan& plan,
                         const Backward<Real, Stored>* directions, int D, Real* workspace,

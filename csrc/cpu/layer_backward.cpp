@@ -7,6 +7,7 @@
 
 #include "driver.h"
 #include "layer.h"
+#include "layer_rebuild.h"
 
 namespace gatedrnn {
 namespace {
@@ -56,11 +57,21 @@ class LayerBackward {
     for (int64_t n = 0; n < count; ++n) {
       const int64_t k1 = T - n * plan_.chunk, k0 = std::max<int64_t>(0, k1 - plan_.chunk);
       Chunk<Factor> chunks[2];
-      for (int d = 0; d < D_; ++d) chunks[d] = chunk_of(d, n, k0, k1);
-      walk(plan_, D_, p_[0].B, parallel,
-           [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
-             loop_.backward(p_[d], work_[d], chunks[d], row0, row1, part);
-           });
+      Backward<Real, Stored> with_gates[2];
+      for (int d = 0; d < D_; ++d) {
+        chunks[d] = chunk_of(d, n, k0, k1);
+        with_gates[d] = p_[d];
+        if (!p_[d].gates) with_gates[d].gates = rebuilt(d, chunks[d], parallel);
+      }
+      walk(
+          plan_, D_, p_[0].B, parallel,
+          [&](int64_t d, int64_t block) {
+            const Extent e = extent(p_[d], chunks[d]);
+            return first_row(p_[d], plan_, e.t0, e.t1, block);
+          },
+          [&](int64_t d, int64_t row0, int64_t row1, const Part& part) {
+            loop_.backward(with_gates[d], work_[d], chunks[d], row0, row1, part);
+          });
       if (p_[0].dw_ih) add_weights(chunks, n > 0, n == count - 1, parallel);
       if (p_[0].dx)
         for (int d = 0; d < D_; ++d) add_input(d, chunks[d], parallel);
@@ -133,6 +144,7 @@ class LayerBackward {
       work.dgates[n] = take(rows * work.gate_row);
     if (p.w_hr) work.dh = take(rows * p.P);
     if (p.dw_hr) work.hidden = take(rows * p.H);
+    if (!p.gates) rebuild_[d].take(p, k_.width, rows, plan_.threads, arena_);
   }
 
   Factor* take(int64_t n) { return arena_.template take<Factor>(n); }
@@ -148,6 +160,7 @@ class LayerBackward {
     columns(loop_.pack_columns, p.w_hh, K, p.P, work.w_hh);
     if (work.w_hr) columns(loop_.pack_columns, p.w_hr, p.P, p.H, work.w_hr);
     if (work.w_ih) columns(pack_input_, p.w_ih, K, p.I, work.w_ih);
+    if (!p.gates) rebuild_[d].pack(loop_, storage_, p, k_.width, begin, end, plan_.threads);
   }
 
   Chunk<Factor> chunk_of(int d, int64_t n, int64_t k0, int64_t k1) const {
@@ -174,6 +187,24 @@ class LayerBackward {
     for (int64_t t = e.t0; t < e.t1; ++t)
       for (int64_t b = 0; b < p.active(t); ++b) rows.push_back(row(t, b));
     return rows;
+  }
+
+  static auto inputs_of(const Backward<Real, Stored>& p, const Extent& e) {
+    return rows_of(p, e, [&](int64_t t, int64_t b) { return p.x.at(t, b); });
+  }
+
+  static auto previous_of(const Backward<Real, Stored>& p, const Extent& e) {
+    return rows_of(p, e, [&](int64_t t, int64_t b) {
+      const int64_t k = p.step(t), before = k > 0 ? p.step(k - 1) : 0;
+      const bool begun = k > 0 && b < p.active(before);
+      return begun ? p.y.at(before, b) : p.h0 + b * p.P;
+    });
+  }
+
+  Rows<const Stored> rebuilt(int d, const Chunk<Factor>& chunk, const Parallel& parallel) {
+    const Extent e = extent(p_[d], chunk);
+    return rebuild_[d].run(loop_, p_[d], e.t0, inputs_of(p_[d], e), previous_of(p_[d], e),
+                           parallel);
   }
 
   // The same rows as products take them: in `wide` where they are not so, each of n.
@@ -203,15 +234,9 @@ class LayerBackward {
       const Extent e = extent(p, chunks[d]);
       const int64_t H = p.H, P = p.P, G = gates_of(p.cell), gate_row = work_[d].gate_row;
       const Factor* da = chunks[d].dgates.data;
-      const auto x = rows_of(p, e, [&](int64_t t, int64_t b) { return p.x.at(t, b); });
-      sums.factor(widened(x, p.I, x_[d], parallel), p.I);
+      sums.factor(widened(inputs_of(p, e), p.I, x_[d], parallel), p.I);
       sums.add(da, gate_row, G * H, to.dw_ih, p.dw_ih);
-      const auto previous = rows_of(p, e, [&](int64_t t, int64_t b) {
-        const int64_t k = p.step(t), before = k > 0 ? p.step(k - 1) : 0;
-        const bool begun = k > 0 && b < p.active(before);
-        return begun ? p.y.at(before, b) : p.h0 + b * P;
-      });
-      sums.factor(widened(previous, P, previous_[d], parallel), P);
+      sums.factor(widened(previous_of(p, e), P, previous_[d], parallel), P);
       if (p.cell == Cell::gru) {
         sums.add(da, gate_row, 2 * H, to.dw_hh, p.dw_hh);
         sums.add(da + 3 * H, gate_row, H, to.dw_hh + 2 * H * P, p.dw_hh + 2 * H * P);
@@ -352,6 +377,7 @@ class LayerBackward {
   Arena<Real> arena_;
   BackwardWork<Real, Panel> work_[2] = {};
   WeightSums sums_[2] = {};
+  GateRebuild<Real, Stored, Panel> rebuild_[2];
   Factor *x_[2] = {}, *previous_[2] = {};  // if widened: the chunk's x and h(t-1)
   std::vector<Rounded> rounded_;
   std::vector<Whole*> scratch_;
