@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import gatedrnn
+
 from . import peers, summary
 from .cases import Case, Layer
 from .check import judge
@@ -64,9 +66,19 @@ def _fill(rows: list[GpuRow], case: Case, dtype: str, gpu: Gpu, budget: Budget) 
     del found, run
     runs |= others
     for row in rows:
+        row.kernel = _kernel(runs["ours"], row.pass_)
         row.peers = "; ".join(notes) or None
         if not row.failed:
             _time(row, case, runs, gpu, budget)
+
+
+def _kernel(run: Run, pass_: str) -> str | None:
+    """Whose time a row is, of a layer on a GPU."""
+    told = gatedrnn.explain(run.module, run.inputs[0])
+    passes = ("forward",) if pass_ == "inference" else ("forward", "backward")
+    found = {p: "persistent" if "persistent" in line else "step"
+             for p in passes for line in re.findall(rf"^ *{p}: (.*)", told, re.MULTILINE)}
+    return " ".join(dict.fromkeys(found.values())) or None
 
 
 def _others(case: Case, dtype: str, theirs: Run,

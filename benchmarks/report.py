@@ -119,6 +119,7 @@ class MemoryRow(Row):
 class GpuRow(Row):
     """One case and pass on a GPU, beside cuDNN and what other peers could be imported."""
 
+    kernel: str | None = None  # of our layers: step, persistent, or forward's and backward's
     gb_per_s: float | None = None  # of the bytes that must be moved, limits.moved
     ours_mib: float | None = None  # peak of allocated memory above inputs and parameters
     torch_mib: float | None = None

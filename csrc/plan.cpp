@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "persistent.h"
+
 namespace gatedrnn {
 namespace {
 
@@ -147,6 +149,73 @@ Tile tile_of(const CudaProblem& p, int64_t units) {
   return p.B > 16 && 4 * tiles >= p.multiprocessors ? Tile::wide : Tile::narrow;
 }
 
+// The persistent kernels, in microseconds. All of it is predicted: no GPU has been asked yet.
+constexpr double kStepLaunch = 3.0;       // of step kernels, the least a step takes
+constexpr double kStepProducts = 150e6;   // their flops
+constexpr double kPersistentLaunch = 12;  // packing, launches
+constexpr double kMultiplyAdds = 2.36e6;  // of a multiprocessor: 1290 a cycle, at 1.83 GHz
+constexpr double kOverhead = 1.15;        // of what is not multiplied, for each tile
+constexpr double kMeetings = 0.2;         // of a block's warps, in a step backward
+
+// From a state to the next, without products: the exchange above all.
+double latency(int cluster) { return cluster == 1 ? 0.38 : 0.53 + 0.01 * cluster; }
+
+// How many clusters run at once; where no device has answered, what is known of one of 132
+// multiprocessors: some lie where no cluster of more than two fits.
+int64_t fit(const CudaProblem& p, int cluster) {
+  if (cluster == 1) return p.multiprocessors;
+  const bool known = p.clusters.fit[0] > 0;
+  for (int k = 0; k < 4; ++k)
+    if (cluster == 2 << k && known) return p.clusters.fit[k];
+  return cluster == 2 ? p.multiprocessors / 2 : p.multiprocessors * 15 / 16 / cluster;
+}
+
+// Shared memory that a block may have, bytes.
+int shared_memory(int architecture) {
+  switch (architecture) {
+    case 80:
+    case 87:
+      return 163 << 10;
+    case 90:
+    case 100:
+    case 103:
+      return 227 << 10;
+    default:
+      return 99 << 10;
+  }
+}
+
+// The persistent kernel of the least predicted time, if that is less than `limit`.
+PersistentPlan persistent_of(const CudaProblem& p, bool forward, double limit) {
+  constexpr int64_t kMostSequences = 1 << 24;
+  const int element = p.type == Type::float32 ? 4 : 2;
+  PersistentPlan best{};
+  if (p.architecture < 80 || p.packed || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences)
+    return best;
+  for (const PersistentShape& shape : kPersistentShapes) {
+    const int cluster = shape.cluster();
+    if (shape.gates() != p.gates || shape.units < p.H) continue;
+    if (cluster > 1 && p.architecture < 90) continue;
+    const double still = latency(cluster) + (forward ? 0 : kMeetings);
+    const double tile = double(shape.gates()) * shape.owned() * shape.units * shape.columns() /
+                        kMultiplyAdds * kOverhead;
+    for (int tiles = 1; tiles <= PersistentShape::kMostTiles; ++tiles) {
+      const int bytes = forward ? shape.forward_bytes(tiles) : shape.backward_bytes(tiles, element);
+      if (bytes > shared_memory(p.architecture)) break;
+      const int64_t clusters = p.directions * ceil_div(p.B, shape.columns() * tiles);
+      const int64_t at_once = fit(p, cluster);
+      if (at_once < 1) break;
+      const double waves = double(ceil_div(clusters, at_once));
+      const double time = kPersistentLaunch + double(p.T) * waves * (still + tiles * tile);
+      if (time < limit) {
+        limit = time;
+        best = {shape.units, cluster, shape.columns() * tiles};
+      }
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 CudaPlan plan_cuda(const CudaProblem& p) {
@@ -168,6 +237,17 @@ CudaPlan plan_cuda(const CudaProblem& p) {
     case Type::bfloat16:
       plan.forward = plan.backward = tensor_cores ? Product::bfloat16 : Product::fma;
       break;
+  }
+  if (plan.forward != Product::fma && p.kernels != KernelChoice::step) {
+    const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
+    const double step = std::max(kStepLaunch, flops / kStepProducts);
+    const double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
+    plan.persistent_forward = persistent_of(p, true, limit);
+    plan.persistent_backward = persistent_of(p, false, limit);
+    if (plan.persistent_forward.units && plan.forward == Product::tf32)
+      plan.forward = Product::half;
+    if (plan.persistent_backward.units && plan.backward == Product::tf32)
+      plan.backward = Product::half;
   }
   return plan;
 }

@@ -58,19 +58,38 @@ enum class Tile {
   wide,    // many: 32 units (forward) or 64 (backward) of 64 sequences, in float64 of 32
 };
 
+// Clusters of blocks that run at the same time, each block alone on its multiprocessor: of 2, 4, 8
+// and 16 blocks. All zero: the device was not asked, or has none.
+struct Clusters {
+  int fit[4];
+};
+
+// Which kernels may be chosen.
+enum class KernelChoice { any, step, persistent };
+
 struct CudaProblem {
   int64_t T, B, I, H, P;
   int gates;       // 3 or 4
   int directions;  // 1 or 2
   Type type;
   bool tf32;         // whether float32 operands may be rounded to TF32
+  bool packed;       // sequences of different lengths
   int architecture;  // 90 for compute capability 9.0
   int multiprocessors;
+  Clusters clusters;
+  KernelChoice kernels = KernelChoice::any;
+};
+
+// A kernel that walks all steps in one launch (persistent.h). No units: the step kernels do it.
+struct PersistentPlan {
+  int units, cluster;
+  int sequences;  // of a cluster
 };
 
 struct CudaPlan {
   Product forward, backward;
   Tile forward_tile, backward_tile;
+  PersistentPlan persistent_forward, persistent_backward;
 };
 
 CudaPlan plan_cuda(const CudaProblem& problem);

@@ -50,12 +50,13 @@ def explain(
     if (architecture is None) != (multiprocessors is None):
         raise ValueError("architecture and multiprocessors are given together or not at all")
     x = input.data if isinstance(input, PackedSequence) else input
-    gpu: tuple[int, int] | None = None
+    gpu: tuple[int, int, int] | None = None
     if architecture is not None and multiprocessors is not None:
-        gpu = architecture, multiprocessors
+        gpu = architecture, multiprocessors, -1
     elif x.is_cuda and raw.HAS_CUDA:
         found = torch.cuda.get_device_properties(x.device)
-        gpu = 10 * found.major + found.minor, found.multi_processor_count
+        index = x.device.index or 0
+        gpu = 10 * found.major + found.minor, found.multi_processor_count, index
     dtype = x.dtype
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -72,7 +73,7 @@ def explain(
 
 
 def _cell(
-    module: GRUCell | LSTMCell, x: Tensor, dtype: torch.dtype, gpu: tuple[int, int] | None
+    module: GRUCell | LSTMCell, x: Tensor, dtype: torch.dtype, gpu: tuple[int, int, int] | None
 ) -> str:
     if gpu:
         return "two products by torch, in its precision for matrix products, then one kernel"
@@ -109,7 +110,7 @@ def _layer(
     layer: int,
     input: Tensor | PackedSequence,
     dtype: torch.dtype,
-    gpu: tuple[int, int] | None,
+    gpu: tuple[int, int, int] | None,
 ) -> str:
     if isinstance(input, PackedSequence):
         T, B = len(input.batch_sizes), int(input.batch_sizes[0])
@@ -127,7 +128,8 @@ def _layer(
         return f"{head}a cell's step, {_cell_plan(B, features, module.hidden_size, gates, dtype)}"
     if not gpu:
         return head + _cpu(shape, dtype)
-    return head + _gpu(shape, dtype, gpu, bool(module.proj_size))
+    packed = isinstance(input, PackedSequence)
+    return head + _gpu(shape, dtype, gpu, packed, bool(module.proj_size))
 
 
 def _values(plan: str) -> dict[str, Any]:
@@ -152,19 +154,34 @@ def _cpu(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 
 def _gpu(
-    shape: tuple[int, ...], dtype: torch.dtype, gpu: tuple[int, int], projected: bool
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    gpu: tuple[int, int, int],
+    packed: bool,
+    projected: bool,
 ) -> str:
     tf32 = dtype is torch.float32 and raw.tf32_allowed()
-    plan = _values(torch.ops.gatedrnn.cuda_plan(*shape, dtype, tf32, *gpu))
+    plan = _values(torch.ops.gatedrnn.cuda_plan(*shape, dtype, tf32, packed, *gpu))
     launches = "two launches" if projected else "one launch"
-    lines = [f"CUDA step kernels, {launches} a step for all directions"]
+    kernels: dict[str, str] = {}
+    lines: list[str] = []
     for which in ("forward", "backward"):
         product = _PRODUCTS[plan[which]]
         if dtype is torch.float64:
             product = "float64 multiply-adds"
-        lines.append(f"{which}: {product}; {_TILES[plan[which + '_tile']]}")
+        units, cluster = plan[f"{which}_units"], plan[f"{which}_cluster"]
+        if units == "0":
+            kernels["step"] = f"CUDA step kernels, {launches} a step for all directions"
+            lines.append(f"{which}: {product}; {_TILES[plan[which + '_tile']]}")
+        else:
+            kernels["persistent"] = (
+                "CUDA persistent kernels, one launch for all steps and directions: predicted, not "
+                "measured, to be faster"
+            )
+            lines.append(f"{which}: {product}; persistent, {units} units held by clusters of "
+                         f"{cluster}, each with {plan[which + '_sequences']} sequences")
     precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")
     if dtype is torch.float16:
         precision = "float16 forward, TF32 backward"
     lines.append(f"products over the whole sequence: cuBLAS, {precision}")
-    return "\n    ".join(lines)
+    return "\n    ".join(["; ".join(kernels.values()), *lines])

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "cell.h", "numbers.h")
+FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "launch.h", "cell.h",
+         "numbers.h", "persistent.h", "persistent_pack.h", "persistent_forward.h",
+         "persistent_backward.h", "persistent_guard.h", "persistent_loop.h")
 
 FUNCTION = re.compile(r"^ {0,6}(?:[\w:<>,&*\[\]]+[ *&]+)*\(?(\w+)\)?\([^;{}]*\)(?: const)?"
                       r"(?:\s*: [\w(), ]+)?\s*\{", re.M)
@@ -116,7 +118,7 @@ def synchronisation(code: str, start: int, end: int) -> Iterator[Edit]:
     """Removes, weakens and moves every point where threads or copies are waited for."""
     kind = "synchronisation"
     site = re.compile(r"(__syncthreads|__syncwarp|wait_copies<[^>]*>|commit_copies|grid_sync|"
-                      r"mbarrier_\w+|cluster_(?:sync|arrive|wait))\([^;]*\);")
+                      r"group_sync|sync_all<Shape>|mbarrier_\w+|cluster_(?:sync|arrive|wait))\([^;]*\);")
     for match in site.finditer(code, start, end):
         text, (a, b) = match.group(), match.span()
         yield Edit(kind, a, b, ";", (text, "nothing"))
@@ -194,7 +196,25 @@ def exchanges(code: str, start: int, end: int) -> Iterator[Edit]:
                 yield Edit("exchange", *line.span(), by)
 
 
-RULES = (synchronisation, bounds, offsets, gates, exchanges)
+def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
+    """Of the exchange inside a cluster: a single buffer; wrong counts of bytes and of arrivals; the
+    wrong peer; a block that leaves a step early."""
+    kind = "protocol"
+    for match in re.compile(r"(\bk|\(k [-+] 1\)) % 2").finditer(code, start, end):
+        yield Edit(kind, *match.span(), match[1] + " * 0")
+    counts = re.compile(r"mbarrier_(?:arrive_expect|init)\([^;]*, ([^,;]+)\);")
+    for match in counts.finditer(code, start, end):
+        for change in (" + 16", " - 16", " + 1"):
+            yield Edit(kind, *match.span(1), match[1] + change)
+    for match in re.compile(r"store_async\([^;]*, ([^,;]+)\);").finditer(code, start, end):
+        yield Edit(kind, *match.span(1), f"({match[1]}) ^ 1")
+    for match in re.compile(r"(?<=[( ])(?:buffer|parity)(?= \*|;)").finditer(code, start, end):
+        yield Edit(kind, *match.span(), "0")
+    for match in re.compile(r"p_\.T, place_\.tiles,").finditer(code, start, end):
+        yield Edit(kind, *match.span(), "p_.T - (place_.rank == 1), place_.tiles,")
+
+
+RULES = (synchronisation, protocol, bounds, offsets, gates, exchanges)
 
 
 def faults(source: Path) -> Iterator[Fault]:

@@ -16,6 +16,8 @@ from cuda_kernels import (
     FLOAT16,
     FLOAT32,
     MODES,
+    PERSISTENT_MODES,
+    SCALED,
     Layer,
     Memory,
     load_kernels,
@@ -40,6 +42,23 @@ def layers(few):
         for cell, (T, B, H, P) in some if few else ALL:
             odd = H % 2
             yield Layer(Case(cell, "float64", T, B, 3, H, P, packed=bool(odd)), mode, tile,
+                        directions=1 if few else 1 + odd, gap=odd)
+
+
+# Cell, (units, cluster, sequences), (T, B, H): in few, also clusters that exchange, of which
+# ThreadSanitizer can hold two blocks.
+PERSISTENT = [("gru", (64, 1, 16), (3, 19, 51)), ("lstm", (64, 1, 8), (2, 3, 64)),
+              ("gru", (256, 2, 16), (4, 11, 211))]
+MORE_PERSISTENT = [("lstm", (128, 1, 8), (3, 9, 100)), ("gru", (256, 8, 8), (4, 3, 201)),
+                   ("lstm", (256, 4, 16), (4, 17, 256)), ("gru", (512, 8, 8), (3, 9, 310)),
+                   ("lstm", (512, 16, 16), (3, 5, 333))]
+
+
+def persistent(few):
+    for cell, kernel, (T, B, H) in PERSISTENT if few else PERSISTENT + MORE_PERSISTENT:
+        for mode in (SCALED,) if few else PERSISTENT_MODES:
+            odd = H % 2
+            yield Layer(Case(cell, "float64", T, B, 3, H), mode, "narrow", persistent=kernel,
                         directions=1 if few else 1 + odd, gap=odd)
 
 
@@ -74,7 +93,7 @@ def main(folder, extent):
     Memory.guard = 0
     kernels = load_kernels(Path(folder).resolve())
     count = 0
-    for layer in layers(few) if few else chain(layers(few), unaligned()):
+    for layer in chain(layers(few), persistent(few), [] if few else unaligned()):
         saved = run_forward(kernels, layer)
         grads = run_backward(kernels, layer, saved)
         assert all(np.isfinite(value).all() for part in (*saved, *grads) for value in part.values())

@@ -43,6 +43,14 @@ def to_tf32(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x), rounded, x)
 
 
+def to_eleven_bits(x: np.ndarray) -> np.ndarray:
+    """float16's significand with float32's exponents, ties to even."""
+    bits = x.astype(np.float32).view(np.uint32)
+    even = bits >> np.uint32(13) & np.uint32(1)
+    rounded = ((bits + np.uint32(0xFFF) + even) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isfinite(x), rounded, x)
+
+
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """The bits of the nearest, ties to even."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -83,6 +91,10 @@ FLOAT64 = Mode("float64", "float64", "fma", "float64", "float64")
 FLOAT16 = Mode("float16", "float16", "half", "float32", "float32", exact, to_tf32)
 BFLOAT16 = Mode("bfloat16", "bfloat16", "bfloat16", "float32", "bfloat16")
 MODES = (FLOAT32, TF32, FLOAT64, FLOAT16, BFLOAT16)
+# The persistent kernels', whose operands of float16 are scaled.
+SCALED = Mode("scaled", "float32", "half", "float32", "float32", to_eleven_bits, to_eleven_bits)
+SCALED16 = Mode("float16", "float16", "half", "float32", "float32", exact, to_eleven_bits)
+PERSISTENT_MODES = (SCALED, SCALED16, BFLOAT16)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -111,7 +123,8 @@ class Memory:
         return self._place(shape, dtype, rows, name, None)
 
     def _place(self, shape, dtype, rows, name, value):
-        meant = name == self.only or not self.only
+        # Scratch is the binding's own, and always aligned.
+        meant = name != "packed" and (name == self.only or not self.only)
         gap = self.gap * dtype.itemsize if meant and rows else 0
         strides = [dtype.itemsize]
         for size in reversed(shape[1:]):
@@ -157,6 +170,7 @@ class Layer:
     shift: int = 0
     only: str = ""  # the array whose gap and shift these are
     absent: frozenset[str] = frozenset()
+    persistent: tuple[int, int, int] | None = None  # units, cluster, sequences
 
     def __str__(self) -> str:
         case = str(self.case).replace(f"-{self.case.dtype}", "").replace(f"-I{self.case.I}", "")
@@ -164,7 +178,8 @@ class Layer:
         flags += [f"{name}={value}" for name in ("gap", "shift") if (value := getattr(self, name))]
         flags += [self.only] if self.only else []
         flags += ["no-" + "-".join(sorted(self.absent))] if self.absent else []
-        return "-".join([str(self.mode), self.tile, case, *flags])
+        kernel = "/".join(map(str, self.persistent)) if self.persistent else self.tile
+        return "-".join([str(self.mode), kernel, case, *flags])
 
     def cases(self) -> list[Case]:
         """The second direction goes the other way; its features, which the kernels do not see, only
@@ -234,6 +249,11 @@ class Placed:
             self.arrays[name] = np.lib.stride_tricks.as_strided(
                 buffer, (self.case.T, *buffer.shape), (0, *buffer.strides))
 
+    def pack_scratch(self, kernels) -> None:
+        if self.layer.persistent:
+            size = kernels.packed_size(self.case.gates, self.layer.persistent[0])
+            self.arrays["packed"] = self.memory.output((size,), "float32", name="packed")
+
     def results(self) -> Arrays:
         return {name: loaded(a.reshape(-1, a.shape[-1]))
                 for name in self.wanted if isinstance(a := self.arrays[name], np.ndarray)}
@@ -258,12 +278,14 @@ def run_forward(kernels, layer: Layer, arrays: list[Arrays] | None = None, train
             (d.output_rows if train else d.one_step)(mode.wide, c=H)
         elif mode.kind != mode.wide:
             d.outputs(mode.wide, wanted=False, carry=H)
+        d.pack_scratch(kernels)
         if case.P:
             d.inputs(mode.kind, w_hr=a["w_hr"])
             (d.output_rows if train else d.one_step)(mode.kind, hidden=H)
         directions.append(d)
     call = getattr(kernels, f"layer_forward_{mode.kind}")
-    call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile)
+    call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile,
+         layer.persistent or ())
     memory.check()
     return [d.results() for d in directions]
 
@@ -296,9 +318,11 @@ def run_backward(kernels, layer: Layer, saved: list[Arrays], arrays: list[Arrays
             d.output_rows(mode.grad, dh=P)
             if extras:
                 d.output_rows(mode.grad, hidden=H)
+        d.pack_scratch(kernels)
         directions.append(d)
     call = getattr(kernels, f"layer_backward_{mode.kind}")
-    call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile)
+    call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile,
+         layer.persistent or ())
     memory.check()
     return [d.results() for d in directions]
 

@@ -47,11 +47,20 @@ PHASES = {
                ["fifo:1"], 200),
 }
 PREFIX = "#include <algorithm>\n#include <atomic>\n#include <cmath>\n#include \"cuda_emulator.h\"\n"
-SHARED = ("product.h", "step_forward.h", "step_backward.h")  # memory between threads
+SHARED = ("product.h", "step_forward.h", "step_backward.h", "persistent.h", "persistent_pack.h",
+          "persistent_forward.h", "persistent_backward.h", "persistent_guard.h")  # between threads
+# Small ones in the place of persistent.h's: clusters of two blocks, of four whose warps share k,
+# and a lone block.
+SHAPES = ("{Cell::gru, 64, 2, 1}, {Cell::gru, 128, 2, 4}, {Cell::lstm, 64, 1, 2}, "
+          "{Cell::lstm, 32, 2, 1}")
 TYPES = {"double": "float64", "float": "float32", "Half": "float16", "Bfloat16": "bfloat16"}
 INSTANCES = {
     "forward": "layer_forward_cuda(const CudaPlan&, const CudaForward<{0}>*, int, void*)",
     "backward": "layer_backward_cuda(const CudaPlan&, const CudaBackward<{0}>*, int, void*)",
+    "walk_forward": "persistent_forward(const PersistentPlan&, const CudaForward<{0}>*, int, "
+                    "void*)",
+    "walk_backward": "persistent_backward(const PersistentPlan&, const CudaBackward<{0}>*, int, "
+                     "void*)",
     "cell": "cell_forward_cuda(const CudaCellForward<{0}>&, void*);\n"
             "template int cell_backward_cuda(const CudaCellBackward<{0}>&, void*)",
 }
@@ -79,6 +88,8 @@ def units_of(fault: Fault) -> list[Unit]:
         return by_scope[fault.scope]
     if fault.function == "copy_elements":
         return [("forward", "Half"), ("backward", "Bfloat16")]
+    if fault.file.startswith("persistent"):
+        return walks_of(fault)
     if fault.file == "cell.h" or fault.function == "launch_cell":
         return [("cell", "float")]
     passes = ["forward", "backward"]
@@ -92,6 +103,18 @@ def units_of(fault: Fault) -> list[Unit]:
     return found
 
 
+def walks_of(fault: Fault) -> list[Unit]:
+    """float's operands are scaled in both passes, and its states are guarded."""
+    if "guard" in fault.file:
+        return [("walk_forward", "float")]
+    passes = ["walk_forward", "walk_backward"]
+    if "forward" in fault.file + fault.function:
+        passes = passes[:1]
+    elif "backward" in fault.file + fault.function:
+        passes = passes[1:]
+    return [(check, real) for real in ("float", "Bfloat16", "Half") for check in passes]
+
+
 class Checks:
     """The sources as they were at the start, and the checks' objects, which no fault touches."""
 
@@ -100,8 +123,12 @@ class Checks:
         self.cuda, self.emulator = folder / "csrc" / "cuda", folder / "tests" / "cuda_emulator"
         shutil.copytree(ROOT / "csrc" / "cuda", self.cuda)
         shutil.copytree(ROOT / "tests" / "cuda_emulator", self.emulator)
-        for header in ("params.h", "plan.h", "gates.h"):
+        for header in ("params.h", "plan.h", "gates.h", "persistent.h"):
             shutil.copy(ROOT / "csrc" / header, folder / "csrc" / header)
+        shapes = folder / "csrc" / "persistent.h"
+        text = shapes.read_text()
+        begin = text.index("{", text.index("kPersistentShapes[]")) + 1
+        shapes.write_text(text[:begin] + SHAPES + text[text.index("};", begin):])
 
     def faults(self) -> list[Fault]:
         return [fault for file in FILES for fault in faults(self.cuda / file)]
@@ -128,8 +155,14 @@ class Checks:
         jobs = [(place / "prefix.h", place / "prefix.h.gch", *flags),
                 (self.emulator / "cuda_emulator.cpp", place / "emulator.o", "-O2", *runtime),
                 (self.cuda / "device.cu", place / "device.o", *flags)]
-        jobs += [(self.emulator / f"check_{check}.cpp", place / f"{check}_{real}.o",
-                  f"-DCHECKED={real}", *flags, "-O2") for check, real in wanted]
+        jobs += [(self.emulator / f"check_{check.removeprefix('walk_')}.cpp",
+                  place / f"{check}_{real}.o", f"-DCHECKED={real}", *flags, "-O2",
+                  *(["-DPERSISTENT"] if check.startswith("walk_") else []))
+                 for check, real in wanted]
+        jobs += [
+            (self.cuda / f"persistent_{TYPES[real]}.cu", place / f"persistent_{real}.o", *flags)
+            for real in sorted({real for _, real in wanted} - {"double"})
+        ]
         with ThreadPoolExecutor(WORKERS) as pool:
             for done in pool.map(lambda job: self.compile(*job), jobs):
                 if done.returncode:
@@ -144,9 +177,11 @@ class Checks:
             shutil.copytree(self.folder / "csrc", folder / "csrc")
             if fault:
                 (folder / "csrc" / "cuda" / fault.file).write_text(fault.text)
-            source = folder / "csrc" / "cuda" / f"{TYPES[real]}.cu"
+            walks = check.startswith("walk_")
+            source = folder / "csrc" / "cuda" / f"{'persistent_' * walks}{TYPES[real]}.cu"
             instance = f"template int {INSTANCES[check].format(real)};"
-            source.write_text(re.sub(r"GATEDRNN_INSTANTIATE\(.*\);", instance, source.read_text()))
+            site = r"template int persistent(?s:.*);" if walks else r"GATEDRNN_INSTANTIATE\(.*\);"
+            source.write_text(re.sub(site, instance, source.read_text()))
             prefix = self.folder / phase / "prefix.h"
             done = self.compile(source, folder / "kernels.o", *flags, "-include", str(prefix))
             if done.returncode:
@@ -154,6 +189,8 @@ class Checks:
             objects = [self.folder / phase / f"{name}.o"
                        for name in (f"{check}_{real}", "emulator", "device")]
             objects.append(folder / "kernels.o")
+            if not walks and real != "double":
+                objects.append(self.folder / phase / f"persistent_{real}.o")
             subprocess.run([CXX, *flags, LINK, *objects, "-o", folder / "check"], check=True)
             try:
                 done = subprocess.run([folder / "check", *schedules], capture_output=True,
@@ -237,10 +274,11 @@ INTRODUCTION = """
 `python -m tests.cuda_mutations --write` plants faults in the sources of the kernels, one at a time,
 builds them for the emulator and holds them against `cuda_emulator/check_*.cpp`. It runs on demand,
 a quarter of an hour on two cores. `cuda_faults.py` generates the faults: at every synchronisation
-point; at bounds and of indices by one, but for loops over registers; and in every line that names
-buffers, sizes, gates or tiles which can be taken for one another, the first of them. What no check
-catches has to be argued in `cuda_mutations.json`; some of that costs time, but no result. It says
-how strong these checks are, not how strong the tests in CI. By what caught them first:
+point; in the exchange of clusters, its counts, buffers and peers; at bounds and of indices by one,
+but for loops over registers; and in every line that names buffers, sizes, gates or tiles which can
+be taken for one another, the first of them. What no check catches has to be argued in
+`cuda_mutations.json`; some of that costs time, but no result. It says how strong these checks are,
+not how strong the tests in CI. By what caught them first:
 """
 
 
@@ -254,7 +292,7 @@ def write(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", default="", help="a regular expression, searched in the key")
+    parser.add_argument("--only", default="", help="a regular expression, searched in kind and key")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--write", action="store_true")
@@ -265,7 +303,8 @@ def main() -> None:
 
 def hold(asked: argparse.Namespace, checks: Checks) -> None:
     every = checks.faults()
-    chosen = [fault for fault in every if re.search(asked.only, fault.key)][::asked.every]
+    chosen = [fault for fault in every if re.search(asked.only, f"{fault.kind} {fault.key}")]
+    chosen = chosen[::asked.every]
     if asked.list:
         for fault in chosen:
             print(f"{fault.file}:{fault.line} [{fault.kind}] {fault.before} -> {fault.after}")

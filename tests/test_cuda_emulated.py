@@ -42,8 +42,9 @@ every_mode = pytest.mark.parametrize("mode", MODES, ids=str)
 
 
 @pytest.fixture(autouse=True)
-def cuda():
-    """CUDA's ops, and strict float32 unless a test says otherwise."""
+def cuda(monkeypatch):
+    """CUDA's ops, strict float32 and step kernels unless a test says otherwise."""
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
     with precision(FLOAT32), emulated.cuda():
         yield
 
@@ -120,6 +121,21 @@ OPTION_CASES = [
 @pytest.mark.parametrize(("case", "mode"),
                          [pytest.param(*c, id=f"{c[0]}-{c[1]}") for c in OPTION_CASES])
 def test_options(case, mode):
+    check(case, mode)
+
+
+PERSISTENT_MODES = (TF32, FLOAT16, BFLOAT16)
+PERSISTENT_CASES = [
+    Case(cell, size, **options) for cell in LAYERS
+    for size, options in [((2, 17, 5, 1), {}), ((6, 3, 64, 17), {}), ((3, 5, 7, 130), {}),
+                          *(((5, 6, 7, 18), options) for options in (OPTIONS[0], OPTIONS[1]))]
+]
+
+
+@pytest.mark.parametrize("mode", PERSISTENT_MODES, ids=str)
+@pytest.mark.parametrize("case", PERSISTENT_CASES, ids=str)
+def test_persistent_kernels(case, mode, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "persistent")
     check(case, mode)
 
 

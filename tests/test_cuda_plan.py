@@ -24,17 +24,24 @@ PRODUCTS = {
     ("bfloat16", True): ("bfloat16", "bfloat16"),
 }
 
+PERSISTENT = ("persistent_forward", "persistent_backward")
+STEP = [0, 0, 0]  # no units, no clusters, no sequences
+
 each_device = pytest.mark.parametrize("device", DEVICES, ids=lambda d: f"sm_{d[0]}")
 
 
-def plan(B, H, device, kind="float32", tf32=False, T=90, features=5, P=None, gates=3,
-         directions=1):
+def plan(B, H, device, kind="float32", tf32=False, T=1, features=5, P=None, gates=3,
+         directions=1, packed=False, clusters=()):
     return kernels.plan(T, B, features, H, H if P is None else P, gates, directions, kind, tf32,
-                        *device)
+                        packed, *device, clusters)
 
 
 def products(p):
     return p["forward"], p["backward"]
+
+
+def persistent(p):
+    return tuple(p[name] for name in PERSISTENT)
 
 
 @each_device
@@ -115,8 +122,72 @@ def test_known_shapes(shape, device, tiles):
                                    {"B": 0, "H": 0, "features": 0, "T": 0}], ids=str)
 def test_empty_problems_have_a_plan(shape, device):
     p = plan(device=device, **shape)
-    assert set(p) == {"forward", "backward", "forward_tile", "backward_tile"}
+    assert set(p) == {"forward", "backward", "forward_tile", "backward_tile", *PERSISTENT}
+    assert persistent(p) == (STEP, STEP)
     assert products(p) == ("fma", "fma")
+
+
+KINDS = [("float32", True), ("float16", False), ("bfloat16", False)]
+
+
+@each_device
+def test_persistent_kernels_hold_what_is_asked(device):
+    """In long sequences: every unit, in clusters only where there are some."""
+    seen = set()
+    for B, H, gates, directions, (kind, tf32) in product(BATCHES, WIDTHS, (3, 4), (1, 2), KINDS):
+        p = plan(B, H, device, kind, tf32, 1000, gates=gates, directions=directions)
+        for (units, cluster, sequences), name in zip(persistent(p), ("forward", "backward"),
+                                                     strict=True):
+            seen.add((units, cluster))
+            if units:
+                assert units >= H and cluster >= 1 and sequences % 8 == 0
+                assert p[name] == ("bfloat16" if kind == "bfloat16" else "half")
+    alone = {(0, 0), (64, 1), (128, 1)}
+    if device[0] < 80:
+        assert seen == {(0, 0)}
+    elif device[0] < 90:
+        assert seen == alone
+    else:
+        assert seen > alone and max(cluster for _, cluster in seen) >= 8
+
+
+@pytest.mark.parametrize("change", [
+    {"packed": True}, {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 513},
+    {"device": (75, 40)},
+], ids=str)
+def test_what_the_step_kernels_keep(change):
+    shape = {"B": 16, "H": 64, "device": (90, 132), "tf32": True, "T": 1000}
+    assert STEP not in persistent(plan(**shape))
+    assert persistent(plan(**shape | change)) == (STEP, STEP)
+
+
+@pytest.mark.parametrize(("shape", "forward", "backward"), [
+    # The article's, and the latencies of one sequence, of a few and of many.
+    ({"B": 1024, "H": 256}, [256, 2, 16], [256, 2, 16]),
+    ({"B": 1, "H": 256, "T": 1024}, [256, 8, 8], [256, 8, 8]),
+    ({"B": 16, "H": 512, "T": 1024, "kind": "bfloat16"}, [512, 8, 8], [512, 8, 8]),
+    ({"B": 64, "H": 512, "T": 256}, [512, 8, 8], [512, 8, 8]),
+    ({"B": 16, "H": 500, "T": 256, "gates": 4}, [512, 16, 16], [512, 16, 16]),
+    ({"B": 1024, "H": 128, "T": 256}, [128, 1, 8], [128, 1, 8]),
+    ({"B": 1024, "H": 512}, [512, 8, 40], [512, 8, 40]),
+    ({"B": 4096, "H": 600}, STEP, STEP),
+], ids=str)
+def test_known_persistent_shapes(shape, forward, backward):
+    shape = {"T": 90, "tf32": True} | shape
+    assert persistent(plan(device=(90, 132), **shape)) == (forward, backward)
+
+
+def test_clusters_that_the_device_does_not_fit_are_not_chosen():
+    shape = {"B": 1, "H": 256, "device": (90, 132), "tf32": True, "T": 1000}
+    assert plan(**shape)["persistent_forward"] == [256, 8, 8]
+    assert plan(**shape, clusters=[66, 30, 0, 0])["persistent_forward"] == [256, 2, 8]
+    assert persistent(plan(**shape | {"H": 512}, clusters=[66, 30, 0, 0])) == (STEP, STEP)
+
+
+def test_more_clusters_at_once_take_fewer_sequences_each():
+    sequences = [plan(1024, 256, (90, 132), tf32=True, T=90, clusters=[n, n // 2, n // 4, n // 8])[
+        "persistent_forward"][2] for n in (32, 64, 128)]
+    assert sequences == sorted(sequences, reverse=True) and sequences[0] > sequences[-1]
 
 
 def test_unknown_type():

@@ -110,7 +110,8 @@ LAUNCHES = [
 
 @pytest.mark.parametrize(("ours", "options", "steps"), LAUNCHES,
                          ids=lambda v: getattr(v, "__name__", str(v)))
-def test_own_launches_of_a_pass(ours, options, steps):
+def test_own_launches_of_a_pass(ours, options, steps, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
     each = 2 if "proj_size" in options else 1
     for call in passes(ours, steps, **options):
         before = torch.ops.gatedrnn.cuda_launches()

@@ -27,7 +27,9 @@ def test_article_shape_on_h200(precision):
     )
     assert "layer 0: T=90, B=1024, I=5, H=256" in text
     assert "layer 1: T=90, B=1024, I=256, H=256" in text
-    assert text.count("rounded to TF32; tiles of 64 sequences") == 4
+    held = "persistent, 256 units held by clusters of 2, each with"
+    assert text.count(f"float16 operands and float32 sums; {held} 16 sequences") == 4
+    assert text.count("predicted, not measured") == 2
     assert text.count("cuBLAS, TF32") == 2
 
 
@@ -56,14 +58,39 @@ def test_dtypes_and_architectures(dtype, architecture, forward, backward):
     assert backward in lines["backward"]
 
 
-def test_few_sequences_take_narrow_tiles_unless_told_otherwise(monkeypatch):
+def test_kernels_and_tiles_can_be_told(monkeypatch, precision):
+    precision("tf32")
     gru, x = gatedrnn.GRU(5, 64), torch.zeros(9, 4, 5)
+    assert gatedrnn.explain(gru, x, **H200).count("persistent, 64 units") == 2
+    assert "persistent" not in gatedrnn.explain(gru, x[:2], **H200)
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "persistent")
+    assert gatedrnn.explain(gru, x[:2], **H200).count("persistent, 64 units") == 2
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "square")
+    with pytest.raises(RuntimeError, match="must be step or persistent, not square"):
+        gatedrnn.explain(gru, x, **H200)
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
     assert gatedrnn.explain(gru, x, **H200).count("tiles of 16 sequences") == 2
     monkeypatch.setenv("GATEDRNN_CUDA_TILE", "wide")
     assert gatedrnn.explain(gru, x, **H200).count("tiles of 64 sequences") == 2
     monkeypatch.setenv("GATEDRNN_CUDA_TILE", "huge")
     with pytest.raises(RuntimeError, match="GATEDRNN_CUDA_TILE must be narrow or wide, not huge"):
         gatedrnn.explain(gru, x, **H200)
+
+
+def test_a_pass_alone_may_be_persistent(precision):
+    precision("tf32")
+    text = gatedrnn.explain(gatedrnn.GRU(5, 64), torch.zeros(5, 16, 5), **H200)
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines()}
+    assert "persistent" in lines["forward"]
+    assert "TF32; tiles of 16" in lines["backward"]
+    assert "CUDA step kernels" in text
+    assert "CUDA persistent kernels" in text
+
+
+def test_packed_sequences_take_step_kernels(precision):
+    precision("tf32")
+    x = pack_sequence([torch.zeros(9, 5), torch.zeros(4, 5)])
+    assert "persistent" not in gatedrnn.explain(gatedrnn.GRU(5, 64), x, **H200)
 
 
 def test_projection_takes_two_launches():

@@ -1,4 +1,5 @@
 // What this build has, what of it this machine runs, and how a call would be run.
+#include "../cuda/layer.h"
 #include "plans.h"
 #include "torch.h"
 
@@ -45,14 +46,27 @@ std::string cpu_cell_plan(int64_t B, int64_t I, int64_t H, int64_t gates, int64_
   return text.str();
 }
 
+// `device`: what it answers is asked; -1: a GPU that need not be there.
 std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
-                      int64_t directions, ScalarType type, bool tf32, int64_t architecture,
-                      int64_t multiprocessors) {
-  const CudaPlan p = cuda_plan_of({T, B, I, H, P, int(gates), int(directions), type_of(type), tf32,
-                                   int(architecture), int(multiprocessors)});
+                      int64_t directions, ScalarType type, bool tf32, bool packed,
+                      int64_t architecture, int64_t multiprocessors, int64_t device) {
+  CudaDevice asked{int(architecture), int(multiprocessors), {}};
+#ifdef GATEDRNN_CUDA
+  if (device >= 0) expect(!use_cuda_device(int(device), &asked), "no such device: ", device);
+#else
+  expect(device < 0, "built without CUDA");
+#endif
+  const CudaPlan p =
+      cuda_plan_of({T, B, I, H, P, int(gates), int(directions), type_of(type), tf32, packed,
+                    asked.architecture, asked.multiprocessors, asked.clusters});
   std::ostringstream text;
-  text << "forward=" << name_of(p.forward) << " forward_tile=" << name_of(p.forward_tile)
-       << " backward=" << name_of(p.backward) << " backward_tile=" << name_of(p.backward_tile);
+  const auto pass = [&](const char* name, Product product, Tile tile, const PersistentPlan& plan) {
+    text << name << "=" << name_of(product) << " " << name << "_tile=" << name_of(tile) << " "
+         << name << "_units=" << plan.units << " " << name << "_cluster=" << plan.cluster << " "
+         << name << "_sequences=" << plan.sequences << " ";
+  };
+  pass("forward", p.forward, p.forward_tile, p.persistent_forward);
+  pass("backward", p.backward, p.backward_tile, p.persistent_backward);
   return text.str();
 }
 
@@ -68,7 +82,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
   m.def("cpu_cell_plan(int B, int I, int H, int gates, int element) -> str");
   m.def(
       "cuda_plan(int T, int B, int I, int H, int P, int gates, int directions, ScalarType dtype, "
-      "bool tf32, int architecture, int multiprocessors) -> str");
+      "bool tf32, bool packed, int architecture, int multiprocessors, int device) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {

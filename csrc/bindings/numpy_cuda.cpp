@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "cuda_emulator.h"
 
 #include "../cuda/layer.h"
+#include "../persistent.h"
 
 namespace py = pybind11;
 
@@ -43,13 +45,21 @@ const char* name_of(Product product) {
 
 const char* name_of(Tile tile) { return tile == Tile::wide ? "wide" : "narrow"; }
 
-CudaPlan plan_of(const std::string& product, const std::string& tile) {
+// `persistent` is empty, or units, cluster and sequences.
+CudaPlan plan_of(const std::string& product, const std::string& tile,
+                 const std::vector<int>& persistent) {
   const auto p = named<Product>(product, {{"fma", Product::fma},
                                           {"tf32", Product::tf32},
                                           {"half", Product::half},
                                           {"bfloat16", Product::bfloat16}});
   const auto t = named<Tile>(tile, {{"narrow", Tile::narrow}, {"wide", Tile::wide}});
-  return {p, p, t, t};
+  CudaPlan plan{p, p, t, t, {}, {}};
+  if (!persistent.empty()) {
+    expect(persistent.size() == 3, "persistent must be units, cluster and sequences");
+    plan.persistent_forward = {persistent[0], persistent[1], persistent[2]};
+    plan.persistent_backward = plan.persistent_forward;
+  }
+  return plan;
 }
 
 // NumPy has no bfloat16: its bits go as uint16.
@@ -139,7 +149,7 @@ struct Direction {
 };
 
 template <class Real>
-CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction) {
+CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction, int units) {
   CudaForward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -159,11 +169,13 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
   a.rows(p.c, "c", H);
   a.flat(p.carry, "carry", B * H);
   a.rows(p.hidden, "hidden", H);
+  a.flat(p.packed, "packed", packed_size(int(G), units));
   return p;
 }
 
 template <class Real>
-CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& direction) {
+CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& direction,
+                               int units) {
   CudaBackward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -188,6 +200,7 @@ CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& di
   a.flat(p.carry_c, "carry_c", B * H);
   a.flat(p.dh0, "dh0", B * P);
   a.flat(p.dc0, "dc0", B * H);
+  a.flat(p.packed, "packed", packed_size(int(G), units));
   return p;
 }
 
@@ -197,22 +210,28 @@ void check(int error) {
 
 template <class Real>
 void layer_forward(const std::string& cell, const std::vector<py::dict>& directions,
-                   const std::string& product, const std::string& tile) {
+                   const std::string& product, const std::string& tile,
+                   const std::vector<int>& persistent) {
+  const CudaPlan plan = plan_of(product, tile, persistent);
   const std::vector<Direction> sizes(directions.begin(), directions.end());
   std::vector<CudaForward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
-    p.push_back(forward_of<Real>(cell_of(cell), directions[d], sizes[d]));
-  check(layer_forward_cuda(plan_of(product, tile), p.data(), int(p.size()), nullptr));
+    p.push_back(
+        forward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_forward.units));
+  check(layer_forward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
 template <class Real>
 void layer_backward(const std::string& cell, const std::vector<py::dict>& directions,
-                    const std::string& product, const std::string& tile) {
+                    const std::string& product, const std::string& tile,
+                    const std::vector<int>& persistent) {
+  const CudaPlan plan = plan_of(product, tile, persistent);
   const std::vector<Direction> sizes(directions.begin(), directions.end());
   std::vector<CudaBackward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
-    p.push_back(backward_of<Real>(cell_of(cell), directions[d], sizes[d]));
-  check(layer_backward_cuda(plan_of(product, tile), p.data(), int(p.size()), nullptr));
+    p.push_back(
+        backward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_backward.units));
+  check(layer_backward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
 template <class Real>
@@ -258,9 +277,9 @@ void define(py::module_& m, const char* type) {
   using py::arg;
   const std::string of = std::string("_") + type;
   m.def(("layer_forward" + of).c_str(), &layer_forward<Real>, arg("cell"), arg("directions"),
-        arg("product"), arg("tile"));
+        arg("product"), arg("tile"), arg("persistent") = std::vector<int>());
   m.def(("layer_backward" + of).c_str(), &layer_backward<Real>, arg("cell"), arg("directions"),
-        arg("product"), arg("tile"));
+        arg("product"), arg("tile"), arg("persistent") = std::vector<int>());
   m.def(("cell_forward" + of).c_str(), &cell_forward<Real>, arg("cell"), arg("B"), arg("H"),
         arg("arrays"));
   m.def(("cell_backward" + of).c_str(), &cell_backward<Real>, arg("cell"), arg("B"), arg("H"),
@@ -268,17 +287,26 @@ void define(py::module_& m, const char* type) {
 }
 
 py::dict plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
-              const std::string& type, bool tf32, int architecture, int multiprocessors) {
+              const std::string& type, bool tf32, bool packed, int architecture,
+              int multiprocessors, const std::vector<int>& clusters) {
   const auto element = named<Type>(type, {{"float32", Type::float32},
                                           {"float64", Type::float64},
                                           {"float16", Type::float16},
                                           {"bfloat16", Type::bfloat16}});
-  const CudaPlan plan =
-      plan_cuda({T, B, I, H, P, gates, directions, element, tf32, architecture, multiprocessors});
+  CudaProblem problem{
+      T, B, I, H, P, gates, directions, element, tf32, packed, architecture, multiprocessors, {}};
+  expect(clusters.empty() || clusters.size() == 4, "clusters must be four numbers");
+  std::copy(clusters.begin(), clusters.end(), problem.clusters.fit);
+  const CudaPlan plan = plan_cuda(problem);
+  const auto list = [](const PersistentPlan& p) {
+    return std::vector<int>{p.units, p.cluster, p.sequences};
+  };
   return py::dict(py::arg("forward") = name_of(plan.forward),
                   py::arg("backward") = name_of(plan.backward),
                   py::arg("forward_tile") = name_of(plan.forward_tile),
-                  py::arg("backward_tile") = name_of(plan.backward_tile));
+                  py::arg("backward_tile") = name_of(plan.backward_tile),
+                  py::arg("persistent_forward") = list(plan.persistent_forward),
+                  py::arg("persistent_backward") = list(plan.persistent_backward));
 }
 
 PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
@@ -289,7 +317,9 @@ PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
   define<Half>(m, "float16");
   define<Bfloat16>(m, "bfloat16");
   m.def("plan", &plan, arg("T"), arg("B"), arg("I"), arg("H"), arg("P"), arg("gates"),
-        arg("directions"), arg("type"), arg("tf32"), arg("architecture"), arg("multiprocessors"));
+        arg("directions"), arg("type"), arg("tf32"), arg("packed"), arg("architecture"),
+        arg("multiprocessors"), arg("clusters") = std::vector<int>());
+  m.def("packed_size", &packed_size, arg("gates"), arg("units"));
   m.def("launches", &cuda_launches);
   m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));
   m.def("set_multiprocessors", &cuda_emulator::set_multiprocessors, arg("count"));

@@ -38,10 +38,17 @@ inline const char* name_of(Product product) {
 
 inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
 
-// GATEDRNN_CUDA_TILE=narrow or wide is for experiments.
-inline CudaPlan cuda_plan_of(const CudaProblem& problem) {
+// For experiments: GATEDRNN_CUDA_KERNEL=step or persistent, the latter wherever there is one;
+// GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile.
+inline CudaPlan cuda_plan_of(CudaProblem problem) {
+  const char* kernel = std::getenv("GATEDRNN_CUDA_KERNEL");
+  const char* tile = std::getenv("GATEDRNN_CUDA_TILE");
+  const bool step = tile || (kernel && std::string_view(kernel) == "step");
+  expect(!kernel || step || std::string_view(kernel) == "persistent",
+         "GATEDRNN_CUDA_KERNEL must be step or persistent, not ", kernel ? kernel : "");
+  if (step || kernel) problem.kernels = step ? KernelChoice::step : KernelChoice::persistent;
   CudaPlan plan = plan_cuda(problem);
-  if (const char* tile = std::getenv("GATEDRNN_CUDA_TILE")) {
+  if (tile) {
     const bool narrow = std::string_view(tile) == "narrow";
     expect(narrow || std::string_view(tile) == "wide",
            "GATEDRNN_CUDA_TILE must be narrow or wide, not ", tile);

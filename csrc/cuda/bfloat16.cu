@@ -4,6 +4,8 @@ namespace gatedrnn {
 
 template <class Real>
 int layer_forward_cuda(const CudaPlan& plan, const CudaForward<Real>* p, int count, void* stream) {
+  if (plan.persistent_forward.units)
+    return cuda::persistent_forward(plan.persistent_forward, p, count, stream);
   return cuda::forward_with<cuda::TensorCore<cuda::BrainFloat16>>(plan.forward_tile, p, count,
                                                                   stream);
 }
@@ -11,6 +13,8 @@ int layer_forward_cuda(const CudaPlan& plan, const CudaForward<Real>* p, int cou
 template <class Real>
 int layer_backward_cuda(const CudaPlan& plan, const CudaBackward<Real>* p, int count,
                         void* stream) {
+  if (plan.persistent_backward.units)
+    return cuda::persistent_backward(plan.persistent_backward, p, count, stream);
   return cuda::backward_with<cuda::TensorCore<cuda::BrainFloat16>>(plan.backward_tile, p, count,
                                                                    stream);
 }

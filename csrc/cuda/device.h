@@ -167,6 +167,11 @@ __device__ __forceinline__ void mma_bfloat16(float (&c)[4], const uint32_t (&a)[
 #endif
 }
 
+// `threads` of a block meet, whole warps that name the same group, 0 to 14.
+__device__ __forceinline__ void group_sync(int group, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "r"(threads) : "memory");
+}
+
 // ------------------------------------------------------------------------------------------------
 // Between blocks.
 

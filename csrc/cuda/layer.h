@@ -47,6 +47,7 @@ struct CudaForward : Sizes {
   Rows<Wide> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
   Wide* carry;                 // [B, H] GRU of 16-bit storage: its state between steps
   Rows<Real> hidden;           // (T, B, H) o * tanh(c); with projection only; step = 0 will do
+  float* packed;               // persistent: packed_size of scratch, at a multiple of 16 bytes
 };
 
 // One direction of one layer, backward through time.
@@ -72,6 +73,7 @@ struct CudaBackward : Sizes {
   Rows<Grad> previous;     // (T, B, P) h(t - 1) of every row, or null: not wanted
   Wide* carry_h;           // [B, H] GRU: what reaches h(t - 1) directly; scratch
   Wide* carry_c;           // [B, H] LSTM: dc; scratch
+  float* packed;           // persistent: as CudaForward's
   Real* dh0;               // [B, P]
   Real* dc0;               // [B, H], LSTM
 };
@@ -120,6 +122,7 @@ int cell_backward_cuda(const CudaCellBackward<Real>& step, void* stream);
 struct CudaDevice {
   int architecture;  // 90 for compute capability 9.0
   int multiprocessors;
+  Clusters clusters;
 };
 
 // Makes device `index` the calling thread's for this binary's CUDA runtime, and describes it.

@@ -2,17 +2,21 @@
 // host; the kernels know one step only.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
-
 #include "cell.h"
+#include "launch.h"
 #include "step_backward.h"
 #include "step_forward.h"
 
 namespace gatedrnn {
 namespace cuda {
 
-extern std::atomic<int64_t> launches;  // device.cu
+// persistent_*.cu
+template <class Real>
+int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
+                       void* stream);
+template <class Real>
+int persistent_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
+                        void* stream);
 
 // A double takes two registers: its wide tiles have half as many sequences.
 template <class Wide, int G>
@@ -23,28 +27,6 @@ template <class Wide>
 using WideBackward = TileShape<2, std::is_same_v<Wide, double> ? 2 : 4, 2, 2, 1, 3>;
 template <class>
 using NarrowBackward = TileShape<1, 2, 1, 1, 4, 4>;
-
-// How many elements can be accessed as one: all rows begin at, and consist of, multiples of them.
-class Alignment {
- public:
-  template <class T>
-  Alignment& add(const T* p, int64_t row) {
-    if (p) bits_ |= uintptr_t(p) / sizeof(T) | uintptr_t(row);
-    return *this;
-  }
-  template <class T>
-  Alignment& add(const Rows<T>& rows) {
-    return add(rows.data, rows.row).add(rows.data, rows.offsets ? 0 : rows.step);
-  }
-  bool pairs() const { return bits_ % 2 == 0; }
-  template <class T>
-  int bytes() const {
-    return std::min<int>(kCopyBytes, int(bits_ & -bits_) * int(sizeof(T)));
-  }
-
- private:
-  uintptr_t bits_ = kCopyBytes;  // no more than that is asked
-};
 
 // Room for the shared memory of Shape, for all launches of a loop.
 template <class Shape, class Kernel>

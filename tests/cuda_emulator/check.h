@@ -6,7 +6,8 @@
 //
 // Everything that is not an input is NaN before a launch, gaps between rows and both sides of every
 // array too, and must be the same bits after it unless it is an output. Oracles are of doubles.
-// -DCHECKED=double (float, Half, Bfloat16) is the type under test.
+// -DCHECKED=double (float, Half, Bfloat16) is the type under test; with -DPERSISTENT the kernels
+// are persistent.h's.
 #pragma once
 
 #include <algorithm>
@@ -24,6 +25,7 @@
 #include "cuda_emulator.h"
 
 #include "../../csrc/cuda/layer.h"
+#include "../../csrc/persistent.h"
 
 // The linker's --wrap sends every launch here first.
 inline int64_t launched_blocks;
@@ -34,6 +36,14 @@ extern "C" int __wrap__ZN13cuda_emulator6launchERKNS_6LaunchE(const cuda_emulato
 }
 
 namespace gatedrnn {
+namespace cuda {
+
+template <class R>
+int persistent_forward(const PersistentPlan&, const CudaForward<R>*, int, void*);
+template <class R>
+int persistent_backward(const PersistentPlan&, const CudaBackward<R>*, int, void*);
+
+}  // namespace cuda
 
 using Real = CHECKED;
 using Wide = Types<Real>::Wide;
@@ -70,18 +80,20 @@ double rounded(double x) {
   return number(stored<T>(x));
 }
 
-// As a product reads its operands: TF32 keeps ten bits, ties go away from zero.
+// As a product reads its operands: TF32 and scaled float16 keep ten bits; ties go away from zero,
+// or to even.
 inline double operand(double x, Product product) {
-  if (product != Product::tf32 || x == 0) return x;
+  if ((product != Product::tf32 && product != Product::half) || x == 0) return x;
   const int low = std::ilogb(x) - 10;
-  return std::ldexp(std::round(std::ldexp(x, -low)), low);
+  const double bits = std::ldexp(x, -low);
+  return std::ldexp(product == Product::half ? std::nearbyint(bits) : std::round(bits), low);
 }
 
 // A difference in the last bit, before an operand is rounded, may be one of the last bit kept.
 inline double tolerance(Product product, int64_t T) {
   if (std::is_same_v<Real, Bfloat16>) return 1.5e-2;
   if (std::is_same_v<Real, Half>) return 3e-3;
-  if (product == Product::tf32 && T > 1) return 3e-3;
+  if ((product == Product::tf32 || product == Product::half) && T > 1) return 3e-3;
   return std::is_same_v<Real, float> ? 2e-5 : 1e-11;
 }
 
@@ -107,6 +119,7 @@ struct Case {
   int64_t T, B, H, P;  // P: H where there is no projection
   bool packed, full;   // full: with what may be null
   int64_t padding;     // of rows
+  PersistentPlan persistent = {};
   bool projected() const { return P != H; }
   int64_t gates() const { return cell == Cell::gru ? 3 : 4; }
   std::string name() const {
@@ -114,7 +127,8 @@ struct Case {
     return std::string(cell == Cell::gru ? "gru" : "lstm") +
            (tile == Tile::wide ? " wide" : " narrow") + text(" D", directions) + text(" T", T) +
            text(" B", B) + text(" H", H) + text(" P", P) + (packed ? " packed" : "") +
-           (full ? " full" : "") + text(" padding ", padding);
+           (full ? " full" : "") + text(" padding ", padding) +
+           text(" persistent ", persistent.units) + text(" in ", persistent.cluster);
   }
   // Blocks of a launch for all sequences of a step, or of two, that `units` of each are for.
   int64_t blocks(std::initializer_list<int64_t> steps, int64_t units, int64_t units_of_wide) const {
@@ -127,6 +141,11 @@ struct Case {
     const auto tiles = [](int64_t n, int64_t size) { return n / size + (n % size != 0); };
     return tiles(batch, is_wide ? kWideBatch : 16) * tiles(units, is_wide ? units_of_wide : 16) *
            directions;
+  }
+  // Of the packing of `rows` of weights, and of the walk.
+  int64_t persistent_blocks(int64_t rows) const {
+    const int64_t clusters = (B + persistent.sequences - 1) / persistent.sequences;
+    return directions * (rows / 16 + clusters * persistent.cluster);
   }
   // Active sequences end several at once, none, and all but one.
   std::vector<int64_t> offsets() const {
@@ -284,8 +303,8 @@ struct Prepared {
 inline void run(Prepared& prepared, const Case& of, Product product) {
   prepared.arrays.reset();
   const int64_t before = cuda_launches(), blocks_before = launched_blocks;
-  if (const int error = prepared.launch({product, product, of.tile, of.tile}))
-    throw std::runtime_error(cuda_error_text(error));
+  const CudaPlan plan{product, product, of.tile, of.tile, of.persistent, of.persistent};
+  if (const int error = prepared.launch(plan)) throw std::runtime_error(cuda_error_text(error));
   if (cuda_launches() - before != prepared.launches)
     throw std::runtime_error("the number of launches");
   if (launched_blocks - blocks_before != prepared.blocks)
@@ -293,11 +312,44 @@ inline void run(Prepared& prepared, const Case& of, Product product) {
   prepared.arrays.check(tolerance(product, of.T));
 }
 
+#ifdef PERSISTENT
+inline std::vector<Product> products(bool) {
+  return {std::is_same_v<Real, Bfloat16> ? Product::bfloat16 : Product::half};
+}
+#else
 inline std::vector<Product> products(bool forward) {
   if (std::is_same_v<Real, double>) return {Product::fma};
   if (std::is_same_v<Real, float>) return {Product::fma, Product::tf32};
   if (std::is_same_v<Real, Bfloat16>) return {Product::bfloat16};
   return {forward ? Product::half : Product::tf32};
+}
+#endif
+
+// Of the shapes that cuda_mutations.py puts into persistent.h: lone blocks and clusters, sums over
+// k shared by one, two and four warps; partial tiles, several tiles and clusters.
+inline std::vector<Case> persistent_cases() {
+  constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
+  constexpr Tile narrow = Tile::narrow;
+  return {
+      {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 2, 8}},
+      {gru, narrow, 2, 3, 20, 50, 50, false, true, 2, {64, 2, 16}},
+      {gru, narrow, 1, 4, 19, 101, 101, false, true, 2, {128, 4, 32}},
+      {gru, narrow, 1, 1, 1, 64, 64, false, false, 0, {64, 2, 24}},
+      {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 4, 24}},
+      {lstm, narrow, 1, 5, 4, 63, 63, false, false, 1, {64, 4, 8}},
+      {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 1, 16}},
+      {lstm, narrow, 1, 2, 3, 32, 32, false, false, 2, {32, 1, 8}},
+  };
+}
+inline std::vector<Case> persistent_skewed() {
+  return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {64, 2, 8}},
+          {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 1, 8}}};
+}
+
+// The persistent kernels' scratch of two directions.
+inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of) {
+  const int64_t size = packed_size(int(of.gates()), of.persistent.units);
+  return std::make_shared<std::vector<float>>(size_t(2 * size), NAN);
 }
 
 // Every case in every schedule, and the small one with every array skewed, each in its turn.

@@ -152,9 +152,19 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   for (int64_t t = 0; t <= of.T; ++t)  // a step's sequences, and those that the one after it has
     prepared->blocks +=
         of.blocks({t - 1, t}, of.P, 64) + (of.projected() ? of.blocks({t - 1, t}, of.H, 64) : 0);
+#ifdef PERSISTENT
+  prepared->launches = 2;
+  prepared->blocks = of.persistent_blocks(of.persistent.units);
+  const auto scratch = scratch_of(of);
+  for (size_t d = 0; d < p.size(); ++d) p[d].packed = scratch->data() + d * scratch->size() / 2;
+  prepared->launch = [p, scratch](const CudaPlan& plan) {
+    return cuda::persistent_backward(plan.persistent_backward, p.data(), int(p.size()), nullptr);
+  };
+#else
   prepared->launch = [p](const CudaPlan& plan) {
     return layer_backward_cuda(plan, p.data(), int(p.size()), nullptr);
   };
+#endif
   return prepared;
 }
 
@@ -162,6 +172,9 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
 
 int main(int count, char** schedules) {
   using namespace gatedrnn;
+#ifdef PERSISTENT
+  const std::vector<Case> cases = persistent_cases(), small = persistent_skewed(), few = cases;
+#else
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow, wide = Tile::wide;
   constexpr int64_t S = 128 / sizeof(Grad), V = kPart;
@@ -193,5 +206,6 @@ int main(int count, char** schedules) {
       {lstm, wide, 1, 1, 3, 9, 4 * S, false, true, 2},
       {lstm, narrow, 1, 2, 3, 9, 5, true, true, 2},
   };
+#endif
   return check_all(kThreads ? few : cases, small, prepare, products(false), count, schedules);
 }

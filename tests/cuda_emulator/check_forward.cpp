@@ -16,6 +16,13 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   x.fill(all.noise, 1);
   w.fill(all.noise, 2 / std::sqrt(double(P)));
   h0.fill(all.noise, 1);
+#ifdef PERSISTENT  // a sequence beyond float16's range, which is multiplied in float32
+  const int64_t beyond = std::is_same_v<Real, float> ? 1 : B;
+  for (int64_t u = H - 3; u < H && beyond < B; ++u)
+    h0.rows.at(0, beyond)[u] = stored<Real>(1e6 * h0(beyond, u));
+#else
+  const int64_t beyond = B;
+#endif
   p.projected = {x.rows.data, x.rows.step, x.rows.row, x.rows.offsets};
   p.w_hh = w.rows.data;
   p.h0 = h0.rows.data;
@@ -70,10 +77,11 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
     const int64_t t = p.step(s);
     for (int64_t b = 0; b < p.active(t); ++b) {
       double *h = &state[size_t(b * P)], *at_c = &cell[size_t(b * H)];
+      const Product rounding = b == beyond ? Product::fma : product;
       for (int64_t i = 0; i < G * H; ++i) {
         double sum = b_hh ? (*b_hh)(0, i) : 0;
         for (int64_t k = 0; k < P; ++k)
-          sum += operand(w(i, k), product) * operand(rounded<Real>(h[k]), product);
+          sum += operand(w(i, k), rounding) * operand(rounded<Real>(h[k]), rounding);
         sums[size_t(i)] = sum;
       }
       const auto input = [&](int64_t i) { return x(t, b, i) + (b_ih ? (*b_ih)(0, i) : 0); };
@@ -116,9 +124,21 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   prepared->launches = of.T * (of.projected() ? 2 : 1);
   for (int64_t t = 0; t < of.T; ++t)
     prepared->blocks += of.blocks({t}, of.H, 32) + (of.projected() ? of.blocks({t}, of.P, 64) : 0);
+#ifdef PERSISTENT
+  const bool guarded = std::is_same_v<Real, float>;
+  prepared->launches = guarded ? 3 : 2;
+  prepared->blocks = of.persistent_blocks(of.gates() * of.persistent.units);
+  prepared->blocks += guarded ? of.B * of.directions : 0;
+  const auto scratch = scratch_of(of);
+  for (size_t d = 0; d < p.size(); ++d) p[d].packed = scratch->data() + d * scratch->size() / 2;
+  prepared->launch = [p, scratch](const CudaPlan& plan) {
+    return cuda::persistent_forward(plan.persistent_forward, p.data(), int(p.size()), nullptr);
+  };
+#else
   prepared->launch = [p](const CudaPlan& plan) {
     return layer_forward_cuda(plan, p.data(), int(p.size()), nullptr);
   };
+#endif
   return prepared;
 }
 
@@ -126,6 +146,9 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
 
 int main(int count, char** schedules) {
   using namespace gatedrnn;
+#ifdef PERSISTENT
+  const std::vector<Case> cases = persistent_cases(), small = persistent_skewed(), few = cases;
+#else
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow, wide = Tile::wide;
   constexpr int64_t S = kStage, V = kPart;
@@ -156,5 +179,6 @@ int main(int count, char** schedules) {
       {lstm, narrow, 1, 1, 3, 5, 5 * S, false, true, 2},
       {lstm, wide, 1, 2, 3, 2 * S + 1, 3, true, true, 2},
   };
+#endif
   return check_all(kThreads ? few : cases, small, prepare, products(true), count, schedules);
 }

@@ -311,6 +311,7 @@ int main() {
   check("groups of copies", check_pipeline());
   check("indices", check_indices());
   check("barriers", check_barriers());
+  check("group_sync", check_groups());
   check("shuffles", check_shuffles());
   check("votes", check_votes());
   check("atomics", check_atomics());

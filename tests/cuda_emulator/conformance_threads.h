@@ -55,6 +55,32 @@ bool check_barriers() {
   return good;
 }
 
+// Groups of two warps, each with a number of rounds of its own: in every one a thread reads what
+// the other warp has just written. Threads of the fifth warp meet nobody.
+__global__ void groups(int* out) {
+  GATEDRNN_SHARED(int, all, 2 * 128);
+  const int i = threadIdx.x, group = i / 64;
+  if (group == 2) return;
+  int value = i;
+  for (int round = 0; round < 3 + 2 * group; ++round) {
+    int* turn = all + round % 2 * 128 + 64 * group;
+    turn[i % 64] = value;
+    group_sync(group, 64);
+    value = turn[(i + 33) % 64] + 1;
+  }
+  out[i] = value;
+}
+
+bool check_groups() {
+  Array<int> out(128);
+  bool good = run({.block = dim3(160)}, groups, out.data);
+  for (int i = 0; i < 128; ++i) {
+    const int group = i / 64, rounds = 3 + 2 * group;
+    good &= out[i] == 64 * group + (i % 64 + 33 * rounds) % 64 + rounds;
+  }
+  return good;
+}
+
 __global__ void shuffles(int* out) {
   const int lane = threadIdx.x;
   int* mine = out + lane * 9;

@@ -64,6 +64,11 @@ int launch(const Launch& launch) {
   return cudaSuccess;
 }
 
+// Of blocks of which each has a multiprocessor to itself.
+int max_active_clusters(const Launch& launch) {
+  return gpu.multiprocessors / int(volume(launch.cluster));
+}
+
 int set_dynamic_shared_limit(const void* kernel, int bytes) {
   if (bytes < 0 || size_t(bytes) > kDynamicLimit) return gpu.last_error = cudaErrorInvalidValue;
   gpu.dynamic_limits[kernel] = bytes;
@@ -102,6 +107,18 @@ void yield() {
 
 unsigned lane() { return gpu.current->lane; }
 void block_sync() { sync(gpu.current->block->barrier); }
+
+void group_sync(int group, int threads) {
+  if (group < 0 || group > 14) fail("group_sync: no such group");
+  if (threads <= 0 || threads % 32) fail("group_sync: not whole warps");
+  Barrier& barrier = gpu.current->block->groups[group];
+  if (barrier.arrived && barrier.expected != unsigned(threads))
+    fail("group_sync: threads disagree about their number");
+  barrier.name = "group_sync";
+  barrier.expected = unsigned(threads);
+  sync(barrier);
+}
+
 unsigned char* dynamic_shared() { return gpu.current->block->dynamic; }
 void* static_shared(const void* site, size_t bytes, size_t alignment) {
   return static_of(*gpu.current->block, site, bytes, alignment).data;

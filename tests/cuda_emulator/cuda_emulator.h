@@ -3,8 +3,9 @@
 // returns when the kernel has finished.
 //
 //   what runs   grids of blocks and clusters, warps, static and dynamic shared memory,
-//               __syncthreads, __syncwarp, shuffles, ballot, atomics, cluster and grid barriers,
-//               mbarrier, cp.async, st.async, ldmatrix, mma.sync, the host's calls for launching
+//               __syncthreads, barriers of some warps, __syncwarp, shuffles, ballot, atomics,
+//               cluster and grid barriers, mbarrier, cp.async, st.async, ldmatrix, mma.sync, the
+//               host's calls for launching
 //   what shows  a barrier that cannot complete, lanes that meet in different instructions,
 //               misaligned addresses, copies never waited for; each throws Error out of the launch
 //   what helps  adversarial orders of execution; shared memory that is NaN until written, where an
@@ -109,6 +110,7 @@ unsigned lane();
 unsigned char* dynamic_shared();
 void* static_shared(const void* site, size_t bytes, size_t alignment);
 void block_sync();
+void group_sync(int group, int threads);
 
 void warp_sync(unsigned mask);
 unsigned ballot(unsigned mask, bool predicate);
@@ -132,6 +134,7 @@ struct Launch {
 };
 int launch(const Launch& launch);  // 0 or CUDA's error code; throws Error
 int set_dynamic_shared_limit(const void* kernel, int bytes);
+int max_active_clusters(const Launch& launch);
 int attribute(int which, int* value);
 
 float half_to_float(uint16_t bits);
@@ -157,6 +160,8 @@ template <int Pending>
 void wait_copies() {
   cuda_emulator::wait_copies(Pending);
 }
+
+inline void group_sync(int group, int threads) { cuda_emulator::group_sync(group, threads); }
 
 void load_matrix_x4(uint32_t (&r)[4], const void* row);
 uint32_t to_tf32(float x);
@@ -319,6 +324,17 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+namespace cuda_emulator {
+inline void read_attributes(const cudaLaunchConfig_t& config, Launch& launch) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const auto& [id, value] = config.attrs[i];
+    if (id == cudaLaunchAttributeCooperative) launch.cooperative = value.cooperative;
+    if (id == cudaLaunchAttributeClusterDimension)
+      launch.cluster = {value.clusterDim.x, value.clusterDim.y, value.clusterDim.z};
+  }
+}
+}  // namespace cuda_emulator
+
 const char* cudaGetErrorString(cudaError_t error);
 cudaError_t cudaGetLastError();
 cudaError_t cudaGetDevice(int* device);
@@ -354,11 +370,19 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
           },
       .arguments = &call,
   };
-  for (unsigned i = 0; i < config->numAttrs; ++i) {
-    const auto& [id, value] = config->attrs[i];
-    if (id == cudaLaunchAttributeCooperative) launch.cooperative = value.cooperative;
-    if (id == cudaLaunchAttributeClusterDimension)
-      launch.cluster = {value.clusterDim.x, value.clusterDim.y, value.clusterDim.z};
-  }
+  cuda_emulator::read_attributes(*config, launch);
   return cudaError_t(cuda_emulator::launch(launch));
+}
+
+template <class... Formal>
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*kernel)(Formal...),
+                                           const cudaLaunchConfig_t* config) {
+  cuda_emulator::Launch launch{};
+  launch.grid = config->gridDim;
+  launch.block = config->blockDim;
+  launch.shared = config->dynamicSmemBytes;
+  launch.kernel = reinterpret_cast<const void*>(kernel);
+  cuda_emulator::read_attributes(*config, launch);
+  *count = cuda_emulator::max_active_clusters(launch);
+  return cudaSuccess;
 }

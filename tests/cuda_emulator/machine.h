@@ -108,6 +108,7 @@ struct Block {
   unsigned rank;
   Cluster* cluster;
   Barrier barrier{"__syncthreads"};
+  Barrier groups[15];
   unsigned char* dynamic = nullptr;
   std::vector<Static> statics;
   std::vector<Warp> warps;

@@ -1,6 +1,7 @@
 // What the forward and the backward op of a layer share on CUDA tensors.
 #pragma once
 
+#include "../../persistent.h"
 #include "../layer.h"
 #include "../plans.h"
 #include "device.h"
@@ -11,7 +12,8 @@ namespace gatedrnn {
 template <class Real>
 CudaPlan plan_of(const Layer& l, const OnDevice& on, bool tf32) {
   return cuda_plan_of({l.T, l.B, l.I, l.H, l.P, l.G, l.D, type_of<Real>(), tf32,
-                       on.device.architecture, on.device.multiprocessors});
+                       l.packed() != nullptr, on.device.architecture, on.device.multiprocessors,
+                       on.device.clusters});
 }
 
 // The layer's input as the rows of one matrix.

@@ -160,6 +160,9 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
   if (l.projected) loop.dh = empty_of<Grad>(y, {l.N, D * P});
   if (need_hidden) loop.hidden = empty_of<Grad>(y, {l.N, D * H});
   if (need_previous) loop.previous = empty_of<Grad>(y, {l.N, D * P});
+  const CudaPlan plan = plan_of<Real>(l, on, tf32);
+  const int64_t packed_each = packed_size(l.G, plan.persistent_backward.units);
+  const Tensor packed = empty_of<float>(y, {D * packed_each});
   const Tensor carry = empty_of<Wide>(y, {D, B, H});
 
   Tensor w_hh_t[2], w_hr_t[2];
@@ -183,6 +186,7 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
     p[d].dgates = l.at(writable<Grad>(loop.dgates), loop.width, d * G * H);
     p[d].dq = D * G * H + d * H - d * G * H;
     p[d].dh0 = writable<Real>(out.dh0) + d * B * P;
+    p[d].packed = writable<float>(packed) + d * packed_each;
     if (l.projected) p[d].dh = l.at(writable<Grad>(loop.dh), D * P, d * P);
     if (need_hidden) p[d].hidden = l.at(writable<Grad>(loop.hidden), D * H, d * H);
     if (need_previous) p[d].previous = l.at(writable<Grad>(loop.previous), D * P, d * P);
@@ -194,7 +198,7 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
       p[d].dc0 = writable<Real>(out.dc0) + d * B * H;
     }
   }
-  expect_launched(layer_backward_cuda(plan_of<Real>(l, on, tf32), p, D, on.stream));
+  expect_launched(layer_backward_cuda(plan, p, D, on.stream));
 
   const Products<Real> products(l, on, tf32);
   out.dx = need_input ? products.input(loop) : empty(y, none);

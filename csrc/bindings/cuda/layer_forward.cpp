@@ -49,6 +49,9 @@ LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const 
   const Tensor carry = empty_of<Wide>(x, narrow && !lstm ? units : none);
   const Tensor hidden = empty(x, l.projected ? units : none);
   const InputRows input = input_rows(l, l.x);
+  const CudaPlan plan = plan_of<Real>(l, on, tf32);
+  const int64_t packed_each = packed_size(l.G, plan.persistent_forward.units);
+  const Tensor packed = empty_of<float>(x, {l.D * packed_each});
   Tensor projected[2];
   CudaForward<Real> p[2] = {};
   for (int d = 0; d < l.D; ++d) {
@@ -62,6 +65,7 @@ LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const 
     p[d].h0 = pointer<Real>(h) + d * l.B * l.P;
     p[d].y = l.at(writable<Real>(out.y), l.D * l.P, d * l.P);
     p[d].hn = writable<Real>(out.hn) + d * l.B * l.P;
+    p[d].packed = writable<float>(packed) + d * packed_each;
     if (train) p[d].gates = l.at(writable<Real>(out.gates), l.D * l.G * l.H, d * l.G * l.H);
     if (narrow && !lstm) p[d].carry = writable<Wide>(carry) + d * l.B * l.H;
     if (l.projected) p[d].hidden = {writable<Real>(hidden) + d * l.B * l.H, 0, l.H, nullptr};
@@ -74,7 +78,7 @@ LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const 
         p[d].c = {writable<Wide>(out.c) + d * l.B * l.H, 0, l.H, nullptr};
     }
   }
-  expect_launched(layer_forward_cuda(plan_of<Real>(l, on, tf32), p, l.D, on.stream));
+  expect_launched(layer_forward_cuda(plan, p, l.D, on.stream));
   if (!train) out.c = empty_of<Wide>(x, none);
   return out;
 }

@@ -1,0 +1,401 @@
+// All steps backward in one launch, with the blocks, clusters and sequences of
+// persistent_forward.h. Here a block holds the part of W_hh whose rows are the gates of its own
+// units, transposed: it multiplies the gradients of its own gates, which nobody else needs, and so
+// makes a part of dh of all units, which it sends to their owners as float32.
+//
+//   step k     parts of dh(t) [blocks][own units] -> dh(t), gates' gradients     buffer (k - 1) % 2
+//              their largest, column by column, then all of them of 16 bits      in the block
+//              products: a part of dh(t - 1) of all units -> every block         buffer k % 2
+//
+// The gradients have no natural range. Operands of float16 are scaled by a power of two for each
+// block, sequence and step, which is exact and is undone in the products before they are sent.
+//
+// A block's mbarrier of a buffer and tile counts the bytes of all blocks' parts, its own among
+// them. Two buffers suffice: who sends parts of step k + 2 has had all those of step k + 1, and a
+// block sends them after all its warps have met behind their reading of step k's.
+#pragma once
+
+#include "persistent.h"
+
+namespace gatedrnn::cuda {
+
+template <class Real>
+struct PersistentBackward {
+  using Grad = typename Types<Real>::Grad;
+  int64_t T, B, H;
+  int tiles;  // of a cluster
+  bool reverse, aligned;
+  const Fragment* weights;    // as pack_weights_kernel leaves them
+  const float* unscale;       // [units]; operands of float16 only
+  const Real *h0, *c0;        // [B, H]
+  Strided<const Real> y;      // (T, B, H)
+  Strided<const Real> gates;  // (T, B, G*H)
+  Strided<const float> c;     // (T, B, H), LSTM
+  Strided<const Real> dy;     // (T, B, H) or null: zero
+  const Real *dhn, *dcn;      // [B, H] or null
+  Strided<Grad> dgates;       // (T, B, ...): r, z, n (i, f, g, o) from column 0
+  int64_t dq;                 // GRU: the column of q's
+  Strided<Grad> previous;     // (T, B, H) h(t - 1), or null
+  Real *dh0, *dc0;            // [B, H]
+};
+
+template <class Real, class Shape>
+struct BackwardMemory {
+  static constexpr PersistentShape kShape = Shape::kShape;
+  static constexpr bool kGru = Shape::cell == Cell::gru;
+
+  unsigned char* const shared;
+
+  __device__ uint64_t* arrived(int buffer, int tile) const {
+    return reinterpret_cast<uint64_t*>(shared) + 2 * tile + buffer;
+  }
+  // What the products of a row are to be multiplied by.
+  __device__ float* unscale(int unit) const {
+    return reinterpret_cast<float*>(shared + kShape.kBarriers) + unit;
+  }
+  __device__ unsigned char* operand(int column) const {
+    return reinterpret_cast<unsigned char*>(unscale(kShape.units)) +
+           column * kShape.gradient_pitch();
+  }
+  // dy, the gates; GRU: h(t - 1).
+  __device__ Two<Real>* saved(int slot, int j, int which) const {
+    return reinterpret_cast<Two<Real>*>(operand(Shape::kColumns)) +
+           ((slot * kShape.kSaved + which) * Shape::kItems + j) * Shape::kThreads + threadIdx.x;
+  }
+  // LSTM: c(t - 1).
+  __device__ Two<float>* cell(int slot, int j) const {
+    return reinterpret_cast<Two<float>*>(saved(kShape.kBackwardRing, 0, 0) - threadIdx.x) +
+           (slot * Shape::kItems + j) * Shape::kThreads + threadIdx.x;
+  }
+  // GRU: what of dh(t) reaches h(t - 1) directly, LSTM: dc(t).
+  __device__ Two<float>* carried(int tile, int j) const {
+    return reinterpret_cast<Two<float>*>(shared + tile_at(tile)) + j * Shape::kThreads +
+           threadIdx.x;
+  }
+  // GRU: h(t), LSTM: c(t).
+  __device__ Two<float>* state(int tile, int j) const { return carried(tile, Shape::kItems + j); }
+  // Of a group's gradients, column by column. Two buffers, since who goes on to the next step meets
+  // the block's other warps only after he has written there.
+  __device__ float* largest(int buffer, int tile, int group, int column) const {
+    return reinterpret_cast<float*>(shared + tile_at(tile) + 2 * kShape.pairs()) +
+           (buffer * kShape.groups + group) * Shape::kColumns + column;
+  }
+  // From block `from`, for a group of this one's, as the product's thread `lane` had it.
+  __device__ float4* received(int buffer, int tile, int from, int group, int n, int lane) const {
+    return reinterpret_cast<float4*>(largest(2, tile, 0, 0)) +
+           (((buffer * Shape::kCluster + from) * kShape.groups + group) * Shape::N + n) * 32 + lane;
+  }
+
+ private:
+  __device__ static int tile_at(int tile) {
+    constexpr int kFixed = kShape.backward_bytes(0, sizeof(Real));
+    return kFixed + tile * (kShape.backward_bytes(1, sizeof(Real)) - kFixed);
+  }
+};
+
+template <class Real, class Shape>
+class BackwardWalk {
+ public:
+  using Grad = typename Types<Real>::Grad;
+  using Operand = OperandOf<Real>;
+  static constexpr PersistentShape kShape = Shape::kShape;
+  static constexpr bool kGru = Shape::cell == Cell::gru, kScaled = std::is_same_v<Operand, Half>;
+  static constexpr int G = Shape::G, N = Shape::N, kItems = Shape::kItems;
+  static constexpr int kRows = kShape.units / 16 / Shape::kWarps;  // tiles of 16 a warp
+  static constexpr int kTilesOfK = G * kShape.groups;
+  static constexpr int kSums = kRows == 1 ? 2 : 1;  // at once, of each product
+  // Where weights and sums leave no registers for gradients that wait for their storing.
+  static constexpr bool kStoreFirst = 4 * kRows * (kTilesOfK + N * kSums) > 200;
+
+  __device__ BackwardWalk(const PersistentBackward<Real>& p, unsigned char* shared)
+      : p_(p), memory_{shared}, place_(p) {
+    const int warps = int(place_.rank) * Shape::kWarps + place_.warp;
+    const Fragment* from = p.weights + int64_t(warps) * kRows * kTilesOfK * 32 + place_.lane;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int k = 0; k < kTilesOfK; ++k) weights_[r][k] = from[(r * kTilesOfK + k) * 32];
+    prepare();
+  }
+
+  __device__ void run() const {
+    constexpr int kSlots = PersistentShape::kBackwardRing;
+    walk<kSlots>(
+        p_.T, place_.tiles, [&](int64_t k, int tile, int slot) { fetch(k, tile, slot); },
+        [&](int64_t k, int tile, int slot) {
+          Two<float> dh[kItems], da[kItems][4];
+          receive(k, tile, dh);
+          wait_copies<kSlots - 1>();
+          update(tile, slot, dh, da);
+          leave_operand(int(k % 2), tile, da, [&] {
+            if (kStoreFirst) store(k, tile, da);
+          });
+          multiply_and_send(int(k % 2), tile);
+          if (!kStoreFirst) store(k, tile, da);
+        });
+    for (int tile = 0; tile < place_.tiles; ++tile) {
+      Two<float> dh[kItems];
+      receive(p_.T, tile, dh);
+#pragma unroll
+      for (int j = 0; j < kItems; ++j) {
+        const int b = place_.sequence(tile, place_.column(j));
+        if (!place_.here(b)) continue;
+        const Two<float> carried = *memory_.carried(tile, j);
+        if (kGru) dh[j] = {dh[j].of[0] + carried.of[0], dh[j].of[1] + carried.of[1]};
+        place_.access.store(p_.dh0 + b * p_.H + place_.unit, dh[j]);
+        if (!kGru) place_.access.store(p_.dc0 + b * p_.H + place_.unit, carried);
+      }
+    }
+  }
+
+ private:
+  __device__ int64_t time(int64_t k) const { return p_.reverse ? k : p_.T - 1 - k; }
+  __device__ int64_t time_before(int64_t k) const { return time(k + 1); }
+
+  __device__ void prepare() const {
+    if (threadIdx.x == 0 && Shape::kCluster > 1)
+      for (int tile = 0; tile < place_.tiles; ++tile)
+        for (int buffer = 0; buffer < 2; ++buffer) mbarrier_init(memory_.arrived(buffer, tile), 1);
+    if constexpr (kScaled)
+      for (int i = int(threadIdx.x); i < kShape.units; i += Shape::kThreads)
+        *memory_.unscale(i) = p_.unscale[i];
+    for (int tile = 0; tile < place_.tiles; ++tile)
+      for (int j = 0; j < kItems; ++j) {
+        const int b = place_.sequence(tile, place_.column(j));
+        Two<float> carried = {}, state = {};
+        if (place_.here(b)) {
+          const int64_t at = b * p_.H + place_.unit;
+          carried = place_.access.load_or_zero(kGru ? p_.dhn : p_.dcn, at);
+          if constexpr (kGru)
+            state = place_.access.load(p_.y.at(time(0), b) + place_.unit);
+          else
+            state = place_.access.load(p_.c.at(time(0), b) + place_.unit);
+        }
+        *memory_.carried(tile, j) = carried;
+        *memory_.state(tile, j) = state;
+      }
+    sync_all<Shape>();
+  }
+
+  // Begins the copies of what forward has left of a step.
+  __device__ void fetch(int64_t k, int tile, int slot) const {
+    const bool at_begin = k + 1 == p_.T;  // of the sequence
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int b = place_.sequence(tile, place_.column(j)), u = place_.unit;
+      const bool here = place_.here(b);
+      const auto copy = [&](int which, const Real* from, bool there) {
+        copy_pair(memory_.saved(slot, j, which), from + u, there, place_.access, p_.gates.data);
+      };
+      copy(0, p_.dy.data ? p_.dy.at(time(k), b) : p_.gates.data, here && p_.dy.data);
+      const Real* gates = p_.gates.at(time(k), b);
+#pragma unroll
+      for (int g = 0; g < G; ++g) copy(1 + g, gates + g * p_.H, here);
+      if constexpr (kGru) {
+        copy(1 + G, at_begin ? p_.h0 + b * p_.H : p_.y.at(time_before(k), b), here);
+      } else if (at_begin) {  // c0 may be of another type
+        *memory_.cell(slot, j) = here ? place_.access.load(p_.c0 + b * p_.H + u) : Two<float>{};
+      } else {
+        copy_pair(memory_.cell(slot, j), p_.c.at(time_before(k), b) + u, here, place_.access,
+                  p_.c.data);
+      }
+    }
+  }
+
+  // What of dh(t) comes through the products of the step after it; LSTM: from the end, dhn.
+  __device__ void receive(int64_t k, int tile, Two<float> (&dh)[kItems]) const {
+    if (k == 0) {
+#pragma unroll
+      for (int j = 0; j < kItems; ++j) {
+        const int b = place_.sequence(tile, place_.column(j));
+        dh[j] = {};
+        if (!kGru && place_.here(b))
+          dh[j] = place_.access.load_or_zero(p_.dhn, b * p_.H + place_.unit);
+      }
+      return;
+    }
+    const int buffer = int((k - 1) % 2);
+    if constexpr (Shape::kCluster > 1)
+      mbarrier_wait(memory_.arrived(buffer, tile), unsigned((k - 1) / 2 % 2));
+    else
+      static_assert(kRows == 1 && kShape.split == 1);  // what a lone block's thread left for itself
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int item = place_.part * kItems + j;
+      dh[j] = {};
+#pragma unroll
+      for (int from = 0; from < Shape::kCluster; ++from) {
+        const auto* four = reinterpret_cast<const float*>(
+            memory_.received(buffer, tile, from, place_.group, item / 2, place_.lane));
+        dh[j] = {dh[j].of[0] + four[item % 2], dh[j].of[1] + four[2 + item % 2]};
+      }
+    }
+  }
+
+  // From dh(t), or what comes of it by products, the gates' gradients: r, z, n, q or i, f, g, o.
+  __device__ void update(int tile, int slot, Two<float> (&dh)[kItems],
+                         Two<float> (&da)[kItems][4]) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const auto saved = [&](int which, int e) {
+        return wide(memory_.saved(slot, j, which)->of[e]);
+      };
+      Two<float>*carried = memory_.carried(tile, j), *state = memory_.state(tile, j);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float d = dh[j].of[e] + saved(0, e);
+        if constexpr (kGru) {
+          const float r = saved(1, e), z = saved(2, e), q = saved(3, e), before = saved(4, e);
+          const Fast n = gru_candidate<Fast>(z, before, state->of[e]);
+          const auto g = gru_gates_backward<float>(d + carried->of[e], r, z, n.value, q, before);
+          da[j][0].of[e] = g.da_r;
+          da[j][1].of[e] = g.da_z;
+          da[j][2].of[e] = g.da_n;
+          da[j][3].of[e] = g.dq;
+          carried->of[e] = g.dh_prev;
+          state->of[e] = before;
+        } else {
+          const float before = memory_.cell(slot, j)->of[e];
+          const Fast tanh_c = tanh(Fast(state->of[e]));
+          const auto g = lstm_gates_backward<float>(d, carried->of[e], saved(1, e), saved(2, e),
+                                                    saved(3, e), saved(4, e), before, tanh_c.value);
+          da[j][0].of[e] = g.da_i;
+          da[j][1].of[e] = g.da_f;
+          da[j][2].of[e] = g.da_g;
+          da[j][3].of[e] = g.da_o;
+          carried->of[e] = g.dc_prev;
+          state->of[e] = before;
+        }
+      }
+    }
+  }
+
+  // Of the gates' gradients those that W_hh multiplies: a GRU's n has q's.
+  static __device__ constexpr int multiplied(int g) { return kGru && g == 2 ? 3 : g; }
+
+  // The block's largest of a column, after its warps have met.
+  __device__ float largest_of(int buffer, int tile, int column) const {
+    float largest = 0;
+#pragma unroll
+    for (int group = 0; group < kShape.groups; ++group)
+      largest = fmaxf(largest, *memory_.largest(buffer, tile, group, column));
+    return largest;
+  }
+
+  // Leaves them for all of the block's warps.
+  template <class Meanwhile>
+  __device__ void leave_operand(int buffer, int tile, const Two<float> (&da)[kItems][4],
+                                Meanwhile meanwhile) const {
+    if constexpr (kScaled) {
+#pragma unroll
+      for (int j = 0; j < kItems; ++j) {
+        float largest = 0;
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (e < place_.access.count)
+              largest = fmaxf(largest, fabsf(da[j][multiplied(g)].of[e]));
+#pragma unroll
+        for (int distance = 4; distance < 32; distance *= 2)
+          largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
+        if (place_.lane < 4)
+          *memory_.largest(buffer, tile, place_.group, place_.column(j)) = largest;
+      }
+    }
+    __syncthreads();  // nobody reads the operand of before any more, either
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      float scale = 1, inverse;
+      if constexpr (kScaled) scale = scale_for(largest_of(buffer, tile, place_.column(j)), inverse);
+      auto* to = reinterpret_cast<OperandPair<Operand>*>(memory_.operand(place_.column(j)));
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        const Two<float>& x = da[j][multiplied(g)];
+        const Two<float> scaled = {x.of[0] * scale, x.of[1] * scale};
+        to[(g * kShape.owned() + place_.own_unit()) / 2] = operands<Operand>(scaled, place_.access);
+      }
+    }
+    meanwhile();
+    __syncthreads();
+  }
+
+  __device__ void multiply_and_send(int buffer, int tile) const {
+    float sums[kSums][kRows][N][4] = {};
+    const unsigned char* from = memory_.operand(place_.lane % 8) + place_.lane / 8 * 16;
+#pragma unroll
+    for (int k = 0; k < kTilesOfK; k += 2)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        uint32_t columns[4];
+        load_matrix_x4(columns, from + n * 8 * kShape.gradient_pitch() + k * 32);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int r = 0; r < kRows; ++r)
+            multiply<Operand>(sums[half % kSums][r][n], weights_[r][k + half],
+                              {columns[2 * half], columns[2 * half + 1]});
+      }
+    uint64_t* arrived = memory_.arrived(buffer, tile);
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      float inverse[2];
+      for (int e = 0; e < 2 && kScaled; ++e)
+        scale_for(largest_of(buffer, tile, n * 8 + place_.lane % 4 * 2 + e), inverse[e]);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float four[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          four[i] = sums[0][r][n][i] + (kSums > 1 ? sums[kSums - 1][r][n][i] : 0);
+        const int rows = place_.warp * kRows + r;
+        if constexpr (kScaled) {
+          const float* unscale = memory_.unscale(rows * 16 + place_.lane / 4 * 2);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) four[i] = four[i] * unscale[i / 2] * inverse[i % 2];
+        }
+        const float4 value = make_float4(four[0], four[1], four[2], four[3]);
+        float4* to =
+            memory_.received(buffer, tile, int(place_.rank), rows % kShape.groups, n, place_.lane);
+        if constexpr (Shape::kCluster > 1)
+          store_async(to, value, arrived, unsigned(rows / kShape.groups));
+        else
+          *to = value;
+      }
+    }
+    if (threadIdx.x == 0 && Shape::kCluster > 1) mbarrier_arrive_expect(arrived, kShape.received());
+  }
+
+  __device__ void store(int64_t k, int tile, const Two<float> (&da)[kItems][4]) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int b = place_.sequence(tile, place_.column(j)), u = place_.unit;
+      if (!place_.here(b)) continue;
+      Grad* dgates = p_.dgates.at(time(k), b) + u;
+#pragma unroll
+      for (int g = 0; g < 4; ++g)
+        place_.access.store(dgates + (kGru && g == 3 ? p_.dq : g * p_.H), da[j][g]);
+      if (!p_.previous.data) continue;
+      const Real* before = k + 1 == p_.T ? p_.h0 + b * p_.H : p_.y.at(time_before(k), b);
+      place_.access.store(p_.previous.at(time(k), b) + u, place_.access.load(before + u));
+    }
+  }
+
+  const PersistentBackward<Real>& p_;
+  const BackwardMemory<Real, Shape> memory_;
+  const Place<Shape> place_;
+  Fragment weights_[kRows][kTilesOfK];
+};
+
+template <class Real, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    persistent_backward_kernel(const __grid_constant__ Directions<PersistentBackward<Real>> all) {
+  if constexpr (Shape::exists()) {
+    GATEDRNN_DYNAMIC_SHARED(shared);
+    BackwardWalk<Real, Shape>(all.direction[blockIdx.y], shared).run();
+  } else {
+    __trap();
+  }
+}
+
+}  // namespace gatedrnn::cuda

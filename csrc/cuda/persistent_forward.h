@@ -1,0 +1,344 @@
+// All steps forward in one launch. A cluster of blocks owns some sequences for all of them; its
+// blocks hold W_hh in registers, each the rows of its own units, and send one another every new
+// state:
+//
+//   blockIdx.x   Shape::kCluster blocks for each kColumns * tiles sequences
+//   blockIdx.y   direction
+//
+//   step k     h(k)  [sequences, all units] of 16 bits, whole in each block   buffer k % 2
+//                |    a warp: 16 units, all gates; kSplit warps share the sum over k
+//              gates -> own units of h(k + 1) -> every block's               buffer (k + 1) % 2
+//
+// Nothing meets in a step but by data: each block's mbarrier of a buffer and tile counts the bytes
+// that its peers send and its own warps' arrivals. Two buffers suffice: who sends h(k + 2) has all
+// of h(k + 1), each part of which was sent by a warp that had read h(k) before. A lone block has no
+// peers, and meets in __syncthreads, on any architecture.
+//
+// Tiles are walked in turn, each a recurrence of its own: while one's states travel, the next one
+// is multiplied. What a thread needs besides products, pre-activations and its own float32 states,
+// lies in its own places of shared memory.
+#pragma once
+
+#include "persistent.h"
+
+namespace gatedrnn::cuda {
+
+template <class Real>
+struct PersistentForward {
+  int64_t T, B, H;
+  int tiles;  // of a cluster
+  bool reverse, aligned;
+  const Fragment* weights;         // as pack_weights_kernel leaves them
+  const Real* w_hh;                // [G*H, H]
+  const float* unscale;            // [G, units]; float32 only
+  Strided<const float> projected;  // (T, B, G*H) W_ih x
+  const Real *b_ih, *b_hh;         // [G*H] or null
+  const Real *h0, *c0;             // [B, H]
+  Strided<Real> y;                 // (T, B, H)
+  Strided<Real> gates;             // (T, B, G*H) or null
+  Strided<float> c;                // (T, B, H) LSTM; kept in training
+  Real *hn, *cn;                   // [B, H]
+};
+
+// A block's part of shared memory.
+template <class Shape>
+struct ForwardMemory {
+  static constexpr PersistentShape kShape = Shape::kShape;
+
+  unsigned char* const shared;
+
+  __device__ uint64_t* arrived(int buffer, int tile) const {
+    return reinterpret_cast<uint64_t*>(shared) + 2 * tile + buffer;
+  }
+  // Of the block's units: 4 biases (GRU: r, z, n of the input, q), then what the products of each
+  // gate are to be multiplied by.
+  __device__ float* constants(int which, int unit) const {
+    return reinterpret_cast<float*>(shared + kShape.kBarriers) + which * kShape.owned() + unit;
+  }
+  __device__ Two<float>* projected(int slot, int j, int gate) const {
+    return pairs(kShape.kBarriers + kShape.constants()) +
+           ((slot * Shape::kItems + j) * Shape::G + gate) * Shape::kThreads + threadIdx.x;
+  }
+  // A warp's part of a group's sums: of one item, one gate.
+  __device__ Two<float>* partial(int parity, int warp, int item, int gate) const {
+    return pairs(kShape.kBarriers + kShape.constants() + kShape.ring()) +
+           (((parity * kShape.warps() + warp) * 2 * Shape::N + item) * Shape::G + gate) * 32 +
+           threadIdx.x % 32;
+  }
+  // GRU: h, LSTM: c.
+  __device__ Two<float>* carried(int tile, int j) const {
+    return pairs(tile_at(tile)) + j * Shape::kThreads + threadIdx.x;
+  }
+  __device__ unsigned char* state(int buffer, int tile, int column) const {
+    return shared + tile_at(tile) + kShape.pairs() +
+           (buffer * Shape::kColumns + column) * kShape.state_pitch();
+  }
+
+ private:
+  __device__ static int tile_at(int tile) {
+    return kShape.forward_bytes(0) + tile * (kShape.forward_bytes(1) - kShape.forward_bytes(0));
+  }
+  __device__ Two<float>* pairs(int at) const { return reinterpret_cast<Two<float>*>(shared + at); }
+};
+
+template <class Real, class Shape>
+class ForwardWalk {
+ public:
+  using Operand = OperandOf<Real>;
+  static constexpr PersistentShape kShape = Shape::kShape;
+  static constexpr int G = Shape::G, N = Shape::N, kItems = Shape::kItems;
+  static constexpr int kTilesOfK = kShape.units / 16 / kShape.split;
+
+  __device__ ForwardWalk(const PersistentForward<Real>& p, unsigned char* shared)
+      : p_(p), memory_{shared}, place_(p) {
+    const int warps = int(place_.rank) * Shape::kWarps + place_.warp;
+    const Fragment* from = p.weights + int64_t(warps) * G * kTilesOfK * 32 + place_.lane;
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+#pragma unroll
+      for (int k = 0; k < kTilesOfK; ++k) weights_[g][k] = from[(g * kTilesOfK + k) * 32];
+    prepare();
+  }
+
+  __device__ void run() const {
+    constexpr int kSlots = PersistentShape::kForwardRing;
+    walk<kSlots>(
+        p_.T, place_.tiles, [&](int64_t k, int tile, int slot) { fetch(k, tile, slot); },
+        [&](int64_t k, int tile, int slot) {
+          if (k > 0) await_state(k, tile);
+          Two<float> sums[kItems][G];
+          multiply_state(int(k % 2), tile, slot % 2, sums);
+          wait_copies<kSlots - 1>();
+          finish(k, tile, slot, sums);
+        });
+  }
+
+ private:
+  // h0 and the barriers are there for all of the cluster when this returns.
+  __device__ void prepare() {
+    if (threadIdx.x == 0 && Shape::kCluster > 1)
+      for (int tile = 0; tile < place_.tiles; ++tile)
+        for (int buffer = 0; buffer < 2; ++buffer)
+          mbarrier_init(memory_.arrived(buffer, tile), Shape::kWarps);
+    const int64_t first = int64_t(place_.rank) * kShape.owned();
+    for (int i = int(threadIdx.x); i < kShape.owned(); i += Shape::kThreads) {
+      const auto of = [&](const Real* bias, int g) {
+        return bias && first + i < p_.H ? wide(bias[g * p_.H + first + i]) : 0;
+      };
+      for (int g = 0; g < 2; ++g) *memory_.constants(g, i) = of(p_.b_ih, g) + of(p_.b_hh, g);
+      if constexpr (Shape::cell == Cell::gru) {
+        *memory_.constants(2, i) = of(p_.b_ih, 2);
+        *memory_.constants(3, i) = of(p_.b_hh, 2);
+      } else {
+        for (int g = 2; g < 4; ++g) *memory_.constants(g, i) = of(p_.b_ih, g) + of(p_.b_hh, g);
+      }
+      if (p_.unscale)
+        for (int g = 0; g < G; ++g)
+          *memory_.constants(4 + g, i) = p_.unscale[g * kShape.units + first + i];
+    }
+    for (int tile = 0; tile < place_.tiles; ++tile) {
+      for (int i = int(threadIdx.x); i < Shape::kColumns * kShape.units; i += Shape::kThreads) {
+        const int column = i / kShape.units, u = i % kShape.units;
+        const int b = place_.sequence(tile, column);
+        const float h = b < p_.B && u < p_.H ? wide(p_.h0[b * p_.H + u]) : 0;
+        reinterpret_cast<Operand*>(memory_.state(0, tile, column))[u] = narrow<Operand>(h);
+      }
+      for (int j = 0; j < kItems; ++j) {
+        const int b = place_.sequence(tile, place_.column(j));
+        const Real* initial = Shape::cell == Cell::gru ? p_.h0 : p_.c0;
+        *memory_.carried(tile, j) =
+            place_.here(b) ? place_.access.load(initial + b * p_.H + place_.unit) : Two<float>{};
+      }
+    }
+    sync_all<Shape>();
+  }
+
+  __device__ int64_t time(int64_t k) const { return p_.reverse ? p_.T - 1 - k : k; }
+
+  // Begins the copies of a step's pre-activations, those of this thread's units alone.
+  __device__ void fetch(int64_t k, int tile, int slot) const {
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      const int b = place_.sequence(tile, place_.column(j));
+      const float* from = p_.projected.at(time(k), b) + place_.unit;
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        copy_pair(memory_.projected(slot, j, g), from + g * p_.H, place_.here(b), place_.access,
+                  p_.projected.data);
+    }
+  }
+
+  __device__ void await_state(int64_t k, int tile) const {
+    if constexpr (Shape::kCluster > 1)
+      mbarrier_wait(memory_.arrived(int(k % 2), tile), unsigned((k - 1) / 2 % 2));
+    else
+      __syncthreads();
+  }
+
+  // The recurrent sums of this thread's items.
+  __device__ void multiply_state(int buffer, int tile, int parity,
+                                 Two<float> (&sums)[kItems][G]) const {
+    float all[G][N][4] = {};
+    const unsigned char* from = memory_.state(buffer, tile, place_.lane % 8) +
+                                place_.part * kTilesOfK * 32 + place_.lane / 8 * 16;
+#pragma unroll
+    for (int k = 0; k < kTilesOfK; k += 2)
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        uint32_t columns[4];
+        load_matrix_x4(columns, from + n * 8 * kShape.state_pitch() + k * 32);
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int g = 0; g < G; ++g)
+            multiply<Operand>(all[g][n], weights_[g][k + half],
+                              {columns[2 * half], columns[2 * half + 1]});
+      }
+    if constexpr (kShape.split == 1) {
+#pragma unroll
+      for (int j = 0; j < kItems; ++j)
+#pragma unroll
+        for (int g = 0; g < G; ++g) sums[j][g] = {all[g][0][j], all[g][0][2 + j]};
+    } else {
+#pragma unroll
+      for (int item = 0; item < 2 * N; ++item)
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+          *memory_.partial(parity, place_.warp, item, g) = {all[g][item / 2][item % 2],
+                                                            all[g][item / 2][2 + item % 2]};
+      group_sync(place_.group, 32 * kShape.split);
+      static_assert(kItems == 1);
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        sums[0][g] = {};
+#pragma unroll
+        for (int part = 0; part < kShape.split; ++part) {
+          const Two<float> two =
+              *memory_.partial(parity, place_.group * kShape.split + part, place_.part, g);
+          sums[0][g] = {sums[0][g].of[0] + two.of[0], sums[0][g].of[1] + two.of[1]};
+        }
+      }
+    }
+  }
+
+  __device__ Two<float> constant(int which) const {
+    return *reinterpret_cast<const Two<float>*>(memory_.constants(which, place_.own_unit()));
+  }
+
+  // From sums to gates and states; sends the states before anything is stored.
+  __device__ void finish(int64_t k, int tile, int slot, Two<float> (&sums)[kItems][G]) const {
+    Two<float> h[kItems], c[kItems];
+#pragma unroll
+    for (int j = 0; j < kItems; ++j) {
+      Two<float> x[G];
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        x[g] = *memory_.projected(slot, j, g);
+        const Two<float> bias = constant(g);
+        x[g] = {x[g].of[0] + bias.of[0], x[g].of[1] + bias.of[1]};
+        if (std::is_same_v<Real, float>) {
+          const Two<float> unscale = constant(4 + g);
+          sums[j][g] = {sums[j][g].of[0] * unscale.of[0], sums[j][g].of[1] * unscale.of[1]};
+        }
+      }
+      Two<float>* carried = memory_.carried(tile, j);
+      update(sums[j], x, *carried, h[j], c[j]);
+      *carried = Shape::cell == Cell::gru ? h[j] : c[j];
+    }
+    if (k + 1 < p_.T) send(int((k + 1) % 2), tile, h);
+#pragma unroll
+    for (int j = 0; j < kItems; ++j)
+      store(k, place_.sequence(tile, place_.column(j)), sums[j], h[j], c[j]);
+  }
+
+  // Leaves the gates, as backward wants them, in the sums' place.
+  __device__ void update(Two<float> (&sums)[G], const Two<float> (&x)[G], const Two<float>& before,
+                         Two<float>& h, Two<float>& c) const {
+    const Two<float> last_bias = constant(3);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if constexpr (Shape::cell == Cell::gru) {
+        sums[2].of[e] += last_bias.of[e];
+        const auto cell = gru_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+                                          x[2].of[e], sums[2].of[e], before.of[e]);
+        sums[0].of[e] = cell.r.value;
+        sums[1].of[e] = cell.z.value;
+        h.of[e] = cell.h.value;
+      } else {
+        const auto cell =
+            lstm_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+                             x[2].of[e] + sums[2].of[e], x[3].of[e] + sums[3].of[e], before.of[e]);
+        sums[0].of[e] = cell.i.value;
+        sums[1].of[e] = cell.f.value;
+        sums[2].of[e] = cell.g.value;
+        sums[3].of[e] = cell.o.value;
+        c.of[e] = cell.c.value;
+        h.of[e] = cell.h.value;
+      }
+    }
+  }
+
+  // Writes the warp's 16 units of the next state here and to all peers, 16 bytes at a time.
+  __device__ void send(int buffer, int tile, const Two<float> (&h)[kItems]) const {
+    const int at = place_.unit * int(sizeof(Operand));
+#pragma unroll
+    for (int j = 0; j < kItems; ++j)
+      *reinterpret_cast<OperandPair<Operand>*>(memory_.state(buffer, tile, place_.column(j)) + at) =
+          operands<Operand>(h[j], place_.access);
+    if constexpr (Shape::kCluster > 1) {
+      constexpr int kParts = 8 * kItems;  // of 16 bytes
+      const int part = place_.lane % kParts;
+      const int column =
+          kItems == 2 ? part / 2 : place_.part / 2 * 8 + part / 2 * 2 + place_.part % 2;
+      const int first = int(place_.rank) * kShape.owned() + 16 * place_.group;
+      auto* from = reinterpret_cast<Fragment*>(memory_.state(buffer, tile, column) +
+                                               first * int(sizeof(Operand)) + part % 2 * 16);
+      uint64_t* arrived = memory_.arrived(buffer, tile);
+      __syncwarp();
+      const Fragment value = *from;
+#pragma unroll
+      for (int round = 0; round < (Shape::kCluster - 2) * kParts / 32 + 1; ++round) {
+        const unsigned peer = unsigned(1 + place_.lane / kParts + round * (32 / kParts));
+        if (peer < unsigned(Shape::kCluster))
+          store_async(from, value, arrived, (place_.rank + peer) % unsigned(Shape::kCluster));
+      }
+      // Each of our warps arrives for as many bytes as its like at every peer sends.
+      if (place_.lane == 0) mbarrier_arrive_expect(arrived, (Shape::kCluster - 1) * kParts * 16);
+    }
+  }
+
+  __device__ void store(int64_t k, int64_t b, const Two<float> (&gates)[G], const Two<float>& h,
+                        const Two<float>& c) const {
+    if (!place_.here(b)) return;
+    const int64_t t = time(k);
+    place_.access.store(p_.y.at(t, b) + place_.unit, h);
+    if (p_.gates.data)
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        place_.access.store(p_.gates.at(t, b) + g * p_.H + place_.unit, gates[g]);
+    if (Shape::cell == Cell::lstm && p_.gates.data)
+      place_.access.store(p_.c.at(t, b) + place_.unit, c);
+    if (k + 1 == p_.T) {
+      place_.access.store(p_.hn + b * p_.H + place_.unit, h);
+      if (Shape::cell == Cell::lstm) place_.access.store(p_.cn + b * p_.H + place_.unit, c);
+    }
+  }
+
+  const PersistentForward<Real>& p_;
+  const ForwardMemory<Shape> memory_;
+  const Place<Shape> place_;
+  Fragment weights_[G][kTilesOfK];
+};
+
+template <class Real, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, 1)
+    persistent_forward_kernel(const __grid_constant__ Directions<PersistentForward<Real>> all) {
+  if constexpr (Shape::exists()) {
+    GATEDRNN_DYNAMIC_SHARED(shared);
+    ForwardWalk<Real, Shape>(all.direction[blockIdx.y], shared).run();
+  } else {
+    __trap();
+  }
+}
+
+}  // namespace gatedrnn::cuda

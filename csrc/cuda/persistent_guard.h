@@ -1,0 +1,82 @@
+// What float16 cannot hold. In persistent_forward_kernel float32's states are operands of float16:
+// a state beyond its range can only come from h0, since h(t) lies between h(t - 1) and a number
+// below
+// 1. A sequence that begins so is walked once more, in float32, by one block; what that leaves
+// replaces what the persistent kernel has made of it. The blocks of all others return at once.
+#pragma once
+
+#include "persistent_forward.h"
+
+namespace gatedrnn::cuda {
+
+constexpr int kGuardThreads = 256;
+constexpr float kOperandLimit = 32768;
+
+// A step of one sequence's direction, as the step kernels know it.
+inline __device__ StepForward<float> step_of(const PersistentForward<float>& p, int64_t k) {
+  const int64_t t = p.reverse ? p.T - 1 - k : k, before = p.reverse ? t + 1 : t - 1;
+  StepForward<float> s = {};
+  s.units = p.H;
+  s.begun = k > 0 ? p.B : 0;
+  s.staying = k + 1 < p.T ? p.B : 0;
+  s.product.initial = p.h0;
+  s.product.a = k > 0 ? p.y.at(before, 0) : nullptr;
+  s.product.a_row = p.y.row;
+  s.projected = p.projected.at(t, 0);
+  s.projected_row = p.projected.row;
+  s.b_ih = p.b_ih;
+  s.b_hh = p.b_hh;
+  s.y = p.y.at(t, 0);
+  s.y_row = p.y.row;
+  s.hn = p.hn;
+  s.gates = p.gates.data ? p.gates.at(t, 0) : nullptr;
+  s.gates_row = p.gates.row;
+  s.c0 = p.c0;
+  s.c_before = k > 0 && p.c.data ? p.c.at(before, 0) : nullptr;
+  s.c = p.c.data ? p.c.at(t, 0) : nullptr;
+  s.c_row = p.c.row;
+  s.cn = p.cn;
+  return s;
+}
+
+template <Cell kCell>
+__global__ void __launch_bounds__(kGuardThreads)
+    guarded_forward_kernel(const __grid_constant__ Directions<PersistentForward<float>> all) {
+  constexpr int G = kGates<kCell>;
+  GATEDRNN_SHARED(int, outside, 1);
+  const auto& p = all.direction[blockIdx.y];
+  const int64_t b = blockIdx.x, H = p.H;
+  if (threadIdx.x == 0) outside[0] = 0;
+  __syncthreads();
+  for (int64_t u = threadIdx.x; u < H; u += kGuardThreads)
+    if (!(fabsf(p.h0[b * H + u]) <= kOperandLimit)) atomicExch(outside, 1);
+  __syncthreads();
+  if (!outside[0]) return;
+  const int lane = int(threadIdx.x) % 32;
+#pragma unroll 1
+  for (int64_t k = 0; k < p.T; ++k) {
+    const StepForward<float> s = step_of(p, k);
+    const float* h = k > 0 ? s.product.a + b * s.product.a_row : p.h0 + b * H;
+#pragma unroll 1
+    for (int64_t u = threadIdx.x / 32; u < H; u += kGuardThreads / 32) {
+      Two<float> sums[G] = {};
+#pragma unroll 1
+      for (int64_t i = lane; i < H; i += 32)
+#pragma unroll
+        for (int g = 0; g < G; ++g) sums[g].of[0] += p.w_hh[(g * H + u) * H + i] * h[i];
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2)
+          sums[g].of[0] += __shfl_xor_sync(~0u, sums[g].of[0], distance);
+      if (lane != 0) continue;
+      if constexpr (kCell == Cell::gru)
+        finish_gru(sums, s, Access{false, 1}, b, u);
+      else
+        finish_lstm(sums, s, Access{false, 1}, b, u);
+    }
+    __syncthreads();  // the next step's products are of all units
+  }
+}
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,201 @@
+// The persistent kernels' launches, for one type: weights are packed, then all steps run in one.
+#pragma once
+
+#include <utility>
+
+#include "launch.h"
+#include "persistent_backward.h"
+#include "persistent_guard.h"
+#include "persistent_pack.h"
+
+namespace gatedrnn::cuda {
+
+template <class Step>
+int launch_blocks(void (*kernel)(Step), const Step& step, dim3 grid, int threads, int cluster,
+                  int shared, void* stream) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = size_t(shared);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  launches.fetch_add(1, std::memory_order_relaxed);
+  return cudaLaunchKernelEx(&config, kernel, step);
+}
+
+// Calls visit.template operator()<Shape>() with the shape that is meant.
+template <class Visit>
+int with_shape(Cell cell, const PersistentPlan& plan, Visit visit) {
+  return [&]<size_t... I>(std::index_sequence<I...>) {
+    int error = cudaErrorInvalidValue;
+    const auto try_one = [&]<PersistentShape kShape>() {
+      if (cell == kShape.cell && plan.units == kShape.units && plan.cluster == kShape.cluster())
+        error = visit.template
+                operator()<Persistent<kShape.cell, kShape.units, kShape.groups, kShape.split>>();
+    };
+    (try_one.template operator()<kPersistentShapes[I]>(), ...);
+    return error;
+  }(std::make_index_sequence<std::size(kPersistentShapes)>());
+}
+
+// Room for the shared memory, and leave for clusters of more than 8 blocks.
+template <class Kernel>
+int prepare_cluster(Kernel* kernel, int cluster, int shared) {
+  if (const int error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared))
+    return error;
+  if (cluster <= 8) return 0;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
+// Packs the weights, then walks, a cluster for plan.sequences.
+template <class Shape, class Real, class Source, class Walk>
+int launch_walk(void (*kernel)(Directions<Walk>), const Packs<Source>& packs,
+                const Directions<Walk>& walks, const PersistentPlan& plan, int count, int shared,
+                void* stream) {
+  constexpr PersistentShape kShape = Shape::kShape;
+  const unsigned directions = unsigned(count);
+  const unsigned rows = unsigned(packs.direction[0].row_gates * kShape.units / 16);
+  if (const int error = prepare_cluster(kernel, kShape.cluster(), shared)) return error;
+  if (const int error = launch_blocks(pack_weights_kernel<Real, Source>, packs,
+                                      dim3(rows, directions), kPackThreads, 1, 0, stream))
+    return error;
+  const int64_t B = walks.direction[0].B;
+  const unsigned clusters = unsigned((B + plan.sequences - 1) / plan.sequences);
+  return launch_blocks(kernel, walks, dim3(clusters * unsigned(kShape.cluster()), directions),
+                       kShape.threads(), kShape.cluster(), shared, stream);
+}
+
+template <class Rows>
+auto strided(const Rows& rows) {
+  return Strided<std::remove_pointer_t<decltype(rows.data)>>{rows.data, rows.step, rows.row};
+}
+
+// Weights in the threads' order, in scratch that the caller gives.
+struct PackedWeights {
+  PackedWeights(const PersistentShape& shape, float* packed, bool scaled)
+      : fragments(reinterpret_cast<Fragment*>(packed)),
+        unscale(scaled ? packed + int64_t(shape.gates()) * shape.units * shape.units / 2
+                       : nullptr) {}
+
+  Fragment* fragments;
+  float* unscale;
+};
+
+template <class Real, class Shape>
+int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
+                            void* stream) {
+  constexpr PersistentShape kShape = Shape::kShape;
+  constexpr bool kScaled = std::is_same_v<Real, float>;
+  const int tiles = plan.sequences / kShape.columns();
+  Alignment all;
+  for (int d = 0; d < count; ++d) {
+    all.add(p[d].projected).add(p[d].y).add(p[d].gates).add(p[d].c);
+    all.add(p[d].h0, p[d].H).add(p[d].c0, p[d].H).add(p[d].hn, p[d].H).add(p[d].cn, p[d].H);
+  }
+  Packs<Real> packs = {};
+  Directions<PersistentForward<Real>> walks = {};
+  for (int d = 0; d < count; ++d) {
+    const PackedWeights packed(kShape, p[d].packed, kScaled);
+    packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale,
+                          p[d].H,    kShape.units,     kShape.gates(),
+                          1,         kShape.split,     0};
+    PersistentForward<Real>& w = walks.direction[d];
+    w.T = p[d].T;
+    w.B = p[d].B;
+    w.H = p[d].H;
+    w.tiles = tiles;
+    w.reverse = p[d].reverse;
+    w.aligned = all.pairs() && p[d].H % 2 == 0;
+    w.weights = packed.fragments;
+    w.unscale = packed.unscale;
+    w.projected = strided(p[d].projected);
+    w.w_hh = p[d].w_hh;
+    w.b_ih = p[d].b_ih;
+    w.b_hh = p[d].b_hh;
+    w.h0 = p[d].h0;
+    w.c0 = p[d].c0;
+    w.y = strided(p[d].y);
+    w.gates = strided(p[d].gates);
+    w.c = strided(p[d].c);
+    w.hn = p[d].hn;
+    w.cn = p[d].cn;
+  }
+  int error = launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan,
+                                       count, kShape.forward_bytes(tiles), stream);
+  if constexpr (kScaled)
+    if (!error)
+      error = launch_blocks(guarded_forward_kernel<Shape::cell>, walks,
+                            dim3(unsigned(p[0].B), unsigned(count)), kGuardThreads, 1, 0, stream);
+  return error;
+}
+
+template <class Real, class Shape>
+int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
+                             void* stream) {
+  using Grad = typename Types<Real>::Grad;
+  constexpr PersistentShape kShape = Shape::kShape;
+  constexpr bool kScaled = std::is_same_v<OperandOf<Real>, Half>;
+  const int tiles = plan.sequences / kShape.columns();
+  Alignment all;
+  for (int d = 0; d < count; ++d) {
+    const CudaBackward<Real>& q = p[d];
+    all.add(q.h0, q.H).add(q.c0, q.H).add(q.y).add(q.gates).add(q.c).add(q.dy).add(q.dhn, q.H);
+    all.add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.previous);
+    all.add(q.dh0, q.H).add(q.dc0, q.H);
+  }
+  Packs<Grad> packs = {};
+  Directions<PersistentBackward<Real>> walks = {};
+  for (int d = 0; d < count; ++d) {
+    const PackedWeights packed(kShape, p[d].packed, kScaled);
+    packs.direction[d] = {
+        p[d].w_hh_t, packed.fragments, packed.unscale, p[d].H, kShape.units, 1, kShape.gates(),
+        0,           kShape.groups};
+    PersistentBackward<Real>& w = walks.direction[d];
+    w.T = p[d].T;
+    w.B = p[d].B;
+    w.H = p[d].H;
+    w.tiles = tiles;
+    w.reverse = p[d].reverse;
+    w.aligned = all.pairs() && p[d].H % 2 == 0;
+    w.weights = packed.fragments;
+    w.unscale = packed.unscale;
+    w.h0 = p[d].h0;
+    w.c0 = p[d].c0;
+    w.y = strided(p[d].y);
+    w.gates = strided(p[d].gates);
+    w.c = strided(p[d].c);
+    w.dy = strided(p[d].dy);
+    w.dhn = p[d].dhn;
+    w.dcn = p[d].dcn;
+    w.dgates = strided(p[d].dgates);
+    w.dq = p[d].dq;
+    w.previous = strided(p[d].previous);
+    w.dh0 = p[d].dh0;
+    w.dc0 = p[d].dc0;
+  }
+  return launch_walk<Shape, Real>(persistent_backward_kernel<Real, Shape>, packs, walks, plan,
+                                  count, kShape.backward_bytes(tiles, sizeof(Real)), stream);
+}
+
+template <class Real>
+int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
+                       void* stream) {
+  return with_shape(p[0].cell, plan, [&]<class Shape>() {
+    return persistent_forward_with<Real, Shape>(plan, p, count, stream);
+  });
+}
+
+template <class Real>
+int persistent_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
+                        void* stream) {
+  return with_shape(p[0].cell, plan, [&]<class Shape>() {
+    return persistent_backward_with<Real, Shape>(plan, p, count, stream);
+  });
+}
+
+}  // namespace gatedrnn::cuda
