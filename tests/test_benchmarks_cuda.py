@@ -42,7 +42,7 @@ def test_ten_layers_and_a_grid(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--suite", "grid"], "on cpu the suites are layers, cells, kernels"),
+        (["--suite", "grid"], "on cpu the suites are layers, ragged, cells, kernels"),
         (["--device", "cuda", "--suite", "kernels"], "on cuda the suites are layers, cells, grid"),
         (["--dtype", "float16"], "on the CPU --dtype is one of float32, float64, bfloat16"),
         (["--dtype", "float32", "float64"], "on the CPU --dtype is one of"),
