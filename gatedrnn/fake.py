@@ -138,8 +138,8 @@ def _lstm_states_backward(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    dweights = _gradients(weights, need_weights)
-    return _gradient(x, need_input), x.new_empty(h0.shape), x.new_empty(c0.shape), dweights
+    layer = x, h0, c0, weights, bias, batch_sizes
+    return _lstm_backward(dy, dhn, dcn, *layer, y, gates, c, need_input, need_weights, False)
 
 
 @_fake("gru_cell_forward")

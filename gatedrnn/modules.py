@@ -8,6 +8,7 @@ subclass could have replaced by one with another signature.
 
 import operator
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal, NoReturn, overload
 
 import torch
@@ -63,6 +64,34 @@ class _Recurrent(Extended):
                     flat[k] = w
                     self._flat_weight_refs[k] = weakref.ref(w)
         return weights
+
+    def _call(
+        self,
+        run: Callable[..., Any],
+        input: Any,
+        hx: Any,
+        lengths: Lengths,
+        resets: Tensor | None,
+        reset_hx: Any,
+        output_hidden_states: bool,
+    ) -> Any:
+        """Run the layers by one of functional's."""
+        if isinstance(input, Proxy):
+            return fx_call(
+                self,
+                input,
+                hx,
+                lengths=lengths,
+                resets=resets,
+                reset_hx=reset_hx,
+                output_hidden_states=output_hidden_states,
+            )
+        if self.learn_initial_state:
+            hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
+        dropout = self.dropout if self.training else 0.0
+        options = self._options(lengths, resets, reset_hx, output_hidden_states)
+        weights, sizes = self._weights(), self._sizes()
+        return run(input, weights, hx, sizes, dropout, self.batch_first, options)
 
     def _sizes(self) -> checks.Sizes:
         """The sizes that the module declares, which its weights and inputs must have."""
@@ -244,27 +273,8 @@ class GRU(_Recurrent):
         output_hidden_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
-        if isinstance(input, Proxy):
-            return fx_call(
-                self,
-                input,
-                hx,
-                lengths=lengths,
-                resets=resets,
-                reset_hx=reset_hx,
-                output_hidden_states=output_hidden_states,
-            )
-        if self.learn_initial_state:
-            hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
-        dropout = self.dropout if self.training else 0.0
-        return functional.run_gru(
-            input,
-            self._weights(),
-            hx,
-            self._sizes(),
-            dropout,
-            self.batch_first,
-            self._options(lengths, resets, reset_hx, output_hidden_states),
+        return self._call(
+            functional.run_gru, input, hx, lengths, resets, reset_hx, output_hidden_states
         )
 
 
@@ -452,25 +462,6 @@ class LSTM(_Recurrent):
         output_hidden_states: bool = False,
     ) -> Any:
         """Run the layers over a sequence; shapes and errors stand in the class's docstring."""
-        if isinstance(input, Proxy):
-            return fx_call(
-                self,
-                input,
-                hx,
-                lengths=lengths,
-                resets=resets,
-                reset_hx=reset_hx,
-                output_hidden_states=output_hidden_states,
-            )
-        if self.learn_initial_state:
-            hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
-        dropout = self.dropout if self.training else 0.0
-        return functional.run_lstm(
-            input,
-            self._weights(),
-            hx,
-            self._sizes(),
-            dropout,
-            self.batch_first,
-            self._options(lengths, resets, reset_hx, output_hidden_states),
+        return self._call(
+            functional.run_lstm, input, hx, lengths, resets, reset_hx, output_hidden_states
         )

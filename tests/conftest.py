@@ -3,6 +3,7 @@
 import importlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ def pytest_configure() -> None:
         torch.nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")  # scripts its functions
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from a second thread and lose much where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,8 @@ std::string cuda_architectures() {
 
 std::string cpu_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
                      int64_t directions, ScalarType dtype) {
-  const InstructionSet& set = instruction_set();
-  const Type type = type_of(dtype);
-  const int element = type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2;
-  const Plan p =
-      plan_cpu({T, B, I, H, P, int(gates), int(directions), element, torch_threads().threads,
-                kernels_of<float>(set).registers, type == Type::bfloat16 && set.pairs});
+  const Plan p = cpu_plan_of({T, B, I, H, P, nullptr, false}, int(gates), int(directions), dtype,
+                             torch_threads().threads);
   std::ostringstream text;
   text << "threads=" << p.threads << " block=" << p.block << " parts=" << p.parts
        << " ahead=" << p.ahead << " narrow_panels=" << p.narrow_panels << " pairs=" << p.pairs;

@@ -103,9 +103,8 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
   return l;
 }
 
-template <class Stored>
-Plan plan_of(const Layer& l, int threads) {
-  return cpu_plan_of<Stored>(l.sizes(0), l.G, l.D, threads);
+inline Plan plan_of(const Layer& l, int threads) {
+  return cpu_plan_of(l.sizes(0), l.G, l.D, l.x.scalar_type(), threads);
 }
 
 // Checks what backward has besides: the cotangents, and what forward has saved: `kept` gates, and

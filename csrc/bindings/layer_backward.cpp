@@ -81,7 +81,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
   if (l.B == 0) return out;
   const InstructionSet& set = instruction_set();
   const Parallel parallel = torch_threads();
-  const Plan plan = plan_of<Stored>(l, parallel.threads);
+  const Plan plan = plan_of(l, parallel.threads);
   const Tensor workspace = reused<Real>(y, {backward_workspace(set, plan, p, l.D)});
   layer_backward_cpu(set, plan, p, l.D, writable<Real>(workspace), parallel);
   return out;

@@ -20,7 +20,7 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   const Tensor& x = l.x;
   const bool lstm = l.cell == Cell::lstm;
   const Parallel parallel = torch_threads();
-  const Plan plan = plan_of<Stored>(l, parallel.threads);
+  const Plan plan = plan_of(l, parallel.threads);
   const int64_t kept = gates_kept<Stored>(l.cell) * l.H;
   LayerOutput out;
   if (!train && l.N * l.D * l.P * int64_t(sizeof(Stored)) >= kLargeBlock) release_blocks();

@@ -10,14 +10,6 @@
 
 namespace gatedrnn {
 
-template <class Stored>
-Plan cpu_plan_of(const Sizes& s, int gates, int directions, int threads) {
-  const InstructionSet& set = instruction_set();
-  const bool pairs = std::is_same_v<Stored, Bfloat16> && set.pairs;
-  return plan_cpu({s.T, s.B, s.I, s.H, s.P, gates, directions, int(sizeof(Stored)), threads,
-                   kernels_of<RealOf<Stored>>(set).registers, pairs});
-}
-
 inline Type type_of(ScalarType type) {
   switch (type) {
     case ScalarType::Double:
@@ -29,6 +21,14 @@ inline Type type_of(ScalarType type) {
     default:
       return Type::float32;
   }
+}
+
+inline Plan cpu_plan_of(const Sizes& s, int gates, int directions, ScalarType scalar, int threads) {
+  const InstructionSet& set = instruction_set();
+  const Type type = type_of(scalar);
+  const int element = type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2;
+  return plan_cpu({s.T, s.B, s.I, s.H, s.P, gates, directions, element, threads,
+                   kernels_of<float>(set).registers, type == Type::bfloat16 && set.pairs});
 }
 
 inline const char* name_of(Product product) {

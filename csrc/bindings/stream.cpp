@@ -26,19 +26,14 @@ Forward<RealOf<Stored>, Stored> step_of(const Stack& s, int64_t layer, const Sto
   return p;
 }
 
-template <class Stored>
-Plan plan_of(const Stack& s, int64_t layer) {
-  const Sizes sizes{1, s.B, s.inputs(layer), s.H, s.P, nullptr, false};
-  return cpu_plan_of<Stored>(sizes, s.G(), 1, s.threads);
-}
-
 // Calls body(layer, p, plan, offset of its workspace); returns what all of them take.
 template <class Stored, class Body>
 int64_t for_each_layer(const Stack& s, const Stored* any, Body body) {
+  const ScalarType type = scalar_type_of(type_of<Stored>());
   int64_t used = (s.B * s.H + kLine - 1) / kLine * kLine;  // an LSTM's c, as it is computed
   for (int64_t layer = 0; layer < s.layers; ++layer) {
     auto p = step_of<Stored>(s, layer, any);
-    const Plan plan = plan_of<Stored>(s, layer);
+    const Plan plan = cpu_plan_of(p, s.G(), 1, type, s.threads);
     body(layer, p, plan, used);
     used += forward_workspace(instruction_set(), plan, &p, 1);
   }

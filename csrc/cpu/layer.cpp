@@ -62,6 +62,19 @@ void pack(const LayerKernels<Real, Stored, Panel>& k, const Forward<Real, Stored
   }
 }
 
+// Calls body(kernels, W, work [D]) with the workspace handed out.
+template <class Real, class Stored, class Body>
+void with_work(const InstructionSet& set, const Plan& plan, const Forward<Real, Stored>* directions,
+               int D, Real* workspace, Body body) {
+  with_panel<Real, Stored>(plan, [&]<class Panel>() {
+    const int64_t W = kernels_of<Real>(set).width;
+    Arena<Real> arena(workspace);
+    ForwardWork<Real, Panel> work[2] = {};
+    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(plan, directions[d], W, arena);
+    body(layer_kernels_of<Real, Stored, Panel>(set), W, work);
+  });
+}
+
 }  // namespace
 
 void Barrier::wait(int64_t arriving) {
@@ -94,12 +107,7 @@ template <class Real, class Stored>
 void pack_forward_cpu(const InstructionSet& set, const Plan& plan,
                       const Forward<Real, Stored>* directions, int D, Real* workspace,
                       const Parallel& parallel) {
-  with_panel<Real, Stored>(plan, [&]<class Panel>() {
-    const auto& k = layer_kernels_of<Real, Stored, Panel>(set);
-    const int64_t W = kernels_of<Real>(set).width;
-    Arena<Real> arena(workspace);
-    ForwardWork<Real, Panel> work[2] = {};
-    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(plan, directions[d], W, arena);
+  with_work(set, plan, directions, D, workspace, [&](const auto& k, int64_t W, const auto* work) {
     parallel(plan.threads, [&](int64_t begin, int64_t end) {
       for (int d = 0; d < D; ++d) {
         pack(k, directions[d], W, work[d], {begin, end, plan.threads, nullptr});
@@ -114,12 +122,7 @@ template <class Real, class Stored>
 void walk_forward_cpu(const InstructionSet& set, const Plan& plan,
                       const Forward<Real, Stored>* directions, int D, Real* workspace,
                       const Parallel& parallel) {
-  with_panel<Real, Stored>(plan, [&]<class Panel>() {
-    const auto& k = layer_kernels_of<Real, Stored, Panel>(set);
-    const int64_t W = kernels_of<Real>(set).width;
-    Arena<Real> arena(workspace);
-    ForwardWork<Real, Panel> work[2] = {};
-    for (int d = 0; d < D; ++d) work[d] = take_work<Panel>(plan, directions[d], W, arena);
+  with_work(set, plan, directions, D, workspace, [&](const auto& k, int64_t, const auto* work) {
     walk(
         plan, D, directions[0].B, parallel,
         [&](int64_t d, int64_t n) { return first_row(directions[d], plan, 0, directions[d].T, n); },
