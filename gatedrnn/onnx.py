@@ -5,6 +5,7 @@ W (D, G*H, I), R (D, G*H, H), B (D, 2*G*H), Y (T, D, B, H). The exporter finds t
 torch's table of decompositions; whatever else reads that table is told to keep the op.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,12 +27,22 @@ def register(name: str, op: torch._ops.OpOverload, fake: Callable[..., Tensors])
 
     def decompose(tensors: list[Tensor], bias: bool, batch_sizes: Tensor | None) -> Tensors:
         if get_proxy_mode() is None:  # nothing is written down: only shapes are asked for
+            _keep_in_inductor(op)
             return fake(tensors, bias, batch_sizes)
         if not torch.onnx.is_in_onnx_export():
             return NotImplemented
         return _translate(Call(name, bias, batch_sizes), tensors)
 
     register_decomposition(op)(decompose)
+
+
+def _keep_in_inductor(op: torch._ops.OpOverload) -> None:
+    """Have Inductor, where it is in use, call the op: with `CI` set in the environment it refuses
+    every op of the table that it has no word about.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and op not in lowering.lowerings:
+        lowering.make_fallback(op, lowering.constrain_to_fake_tensors, warn=False)
 
 
 def _translate(call: Call, tensors: Sequence[Tensor]) -> Tensors:
