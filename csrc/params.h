@@ -54,7 +54,8 @@ struct Sizes {
   }  // the s-th step walked
 };
 
-// One direction of one layer, forward. Training keeps `gates` (and for the LSTM `c`) of all steps.
+// One direction of one layer, forward. Training keeps `gates` (and for the LSTM `c`) of all steps,
+// or the gates of the last steps walked alone: backward rebuilds the others.
 // Tensors lie in memory as Stored, and everything is computed, summed and carried as Real. Where
 // those differ a GRU keeps a fourth gate, n: a rounded y does not give it back.
 template <class Real, class Stored = Real>
@@ -72,6 +73,7 @@ struct Forward : Sizes {
   Stored* hn;            // [B, P]
   Stored* cn;            // [B, H], LSTM
   Rows<Stored> gates;    // (T, B, 3H) GRU: r, z, q; (T, B, 4H) LSTM: i, f, g, o; or null
+  int64_t gates_from;    // the first step walked whose gates are kept
   Rows<Real> c;          // (T, B, H) LSTM; inference passes one step's buffer with step = 0
 };
 
@@ -88,7 +90,8 @@ struct Backward : Sizes {
   const Stored* h0;          // [B, P]
   const Stored* c0;          // [B, H], LSTM
   Rows<const Stored> y;      // (T, B, P)
-  Rows<const Stored> gates;  // as Forward left them, or null: rebuilt
+  Rows<const Stored> gates;  // as Forward left them
+  int64_t gates_from;        // those of steps walked before this one are rebuilt
   Rows<const Real> c;        // (T, B, H), LSTM
   Rows<const Stored> dy;     // (T, B, P) or null: zero
   const Stored* dhn;         // [B, P] or null

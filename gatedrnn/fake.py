@@ -100,11 +100,17 @@ def _lstm_backward(
     return _gradient(x, need_input), *states, _gradients(weights, need_weights)
 
 
-@_fake("gru_states_forward")
-def _gru_states_forward(
+def _some_gates(gates: Tensor, x: Tensor) -> Tensor:
+    """Those that recompute keeps, by the shape of all: of a quarter of the rows, flat."""
+    return gates.new_empty([x.shape[:-1].numel() // 4 * gates.size(-1)])
+
+
+@_fake("gru_recompute_forward")
+def _gru_recompute_forward(
     x: Tensor, h0: Tensor, weights: Sequence[Tensor], bias: bool, batch_sizes: Tensor | None
 ) -> tuple[Tensor, ...]:
-    return _gru_forward(x, h0, weights, bias, batch_sizes, False, False)[:2]
+    y, hn, gates = _gru_forward(x, h0, weights, bias, batch_sizes, True, False)
+    return y, hn, _some_gates(gates, x)
 
 
 @_fake("lstm_states_forward")
@@ -115,9 +121,10 @@ def _lstm_states_forward(
     weights: Sequence[Tensor],
     bias: bool,
     batch_sizes: Tensor | None,
+    train: bool,
 ) -> tuple[Tensor, ...]:
-    y, hn, cn, _, c = _lstm_forward(x, h0, c0, weights, bias, batch_sizes, True, False)
-    return y, hn, cn, c
+    y, hn, cn, gates, c = _lstm_forward(x, h0, c0, weights, bias, batch_sizes, True, False)
+    return y, hn, cn, _some_gates(gates, x) if train else x.new_empty([0]), c
 
 
 @_fake("lstm_states_backward")

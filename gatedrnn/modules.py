@@ -153,8 +153,9 @@ class GRU(_Recurrent):
         device, dtype: of the parameters.
         learn_initial_state: whether the state that a sequence begins from, where no hx is given, is
             a parameter, ``h_0`` (L*D, H), which begins as zeros.
-        recompute: whether training keeps the output alone and makes the gates again in backward, in
-            far less memory and somewhat more time; ``rnn.recompute = True`` does it later.
+        recompute: whether training keeps the output, and a quarter of the gates at most, and makes
+            the others again in backward, in far less memory and somewhat more time;
+            ``rnn.recompute = True`` does it later.
 
     Inputs: ``input, hx=None``
         input: (T, B, I), (B, T, I) if batch_first, (T, I) without a batch, or a PackedSequence,
@@ -309,9 +310,9 @@ class LSTM(_Recurrent):
         device, dtype: of the parameters.
         learn_initial_state: whether the states that a sequence begins from, where no hx is given,
             are parameters, ``h_0`` (L*D, P) and ``c_0`` (L*D, H), which begin as zeros.
-        recompute: whether training keeps the output and the cell states alone and makes the gates
-            again in backward, in far less memory and somewhat more time;
-            ``rnn.recompute = True`` does it later.
+        recompute: whether training keeps the output and the cell states, and a quarter of the gates
+            at most, and makes the others again in backward, in far less memory and somewhat more
+            time; ``rnn.recompute = True`` does it later.
 
     Inputs: ``input, hx=None``
         input: (T, B, I), (B, T, I) if batch_first, (T, I) without a batch, or a PackedSequence,

@@ -2,9 +2,10 @@
 
 - `lstm_states` gives out the cell states of all steps, with gradients. (A GRU's states are its
   output.)
-- `gru_recompute` and `lstm_recompute` keep no gates for backward, which makes them again from the
-  output: on the CPU a chunk of steps at a time, by one product each; on a GPU a layer at a time.
-  An LSTM's cell states are kept: no product gives those.
+- `gru_recompute` and `lstm_recompute` keep a quarter of the gates at most, which backward wants
+  first. It makes the others again from the output, on the CPU a chunk of steps at a time, by one
+  product each; on a GPU a layer at a time, and all. An LSTM's cell states are kept: no product
+  gives those.
 - `lstm_states_recompute` does both.
 """
 
@@ -38,25 +39,20 @@ def _has_variants(x: Tensor) -> bool:
     return (x.is_cpu or x.is_meta) and not raw._emulated
 
 
-def _no_gates(y: Tensor) -> Tensor:
-    """What tells backward that it must make them again."""
-    return y.new_empty((*y.shape[:-1], 0))
-
-
 def _gru_forward(call: Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, *weights = tensors
     if not train or not _has_variants(x):
-        return KERNELS["gru"].forward(call, tensors, False)[:2]
-    op = _ops.gru_states_forward.default
-    y, hn = raw._run(op, x, h0, weights, call.bias, call.batch_sizes)
-    return y, hn
+        return KERNELS["gru"].forward(call, tensors, False)
+    op = _ops.gru_recompute_forward.default
+    return raw._run(op, x, h0, weights, call.bias, call.batch_sizes)
 
 
 def _gru_backward(
     call: Call, d: Gradients, tensors: Tensors, kept: Tensors, need_x: bool, need_weights: bool
 ) -> Gradients:
-    plain, x, (y,) = KERNELS["gru"], tensors[0], kept
-    gates = _no_gates(y) if _has_variants(x) else plain.forward(call, tensors, True)[2]
+    plain, (y, gates) = KERNELS["gru"], kept
+    if not _has_variants(tensors[0]):
+        gates = plain.forward(call, tensors, True)[2]
     return plain.backward(call, d, tensors, (y, gates), need_x, need_weights)
 
 
@@ -69,10 +65,10 @@ def _lstm_forward(
     if keep_gates or not _has_variants(x):
         plain = KERNELS["lstm"].forward(call, tensors, keep_gates or states)
         y, hn, cn, gates, c = plain
-        return y, hn, cn, c.to(x.dtype), gates if keep_gates else _no_gates(y)
+        return y, hn, cn, c.to(x.dtype), gates if keep_gates else y.new_empty(0)
     op = _ops.lstm_states_forward.default
-    y, hn, cn, c = raw._run(op, x, h0, c0, weights, call.bias, call.batch_sizes)
-    return y, hn, cn, c.to(x.dtype), _no_gates(y)
+    y, hn, cn, gates, c = raw._run(op, x, h0, c0, weights, call.bias, call.batch_sizes, train)
+    return y, hn, cn, c.to(x.dtype), gates
 
 
 def _lstm_backward(
@@ -95,7 +91,7 @@ def _lstm_backward(
     return [dx, dh0, dc0, *dweights]
 
 
-KERNELS["gru_recompute"] = Kernel(1, 2, (0,), _gru_forward, _gru_backward, raw.layer_reference)
+KERNELS["gru_recompute"] = Kernel(1, 2, (0, 2), _gru_forward, _gru_backward, raw.layer_reference)
 for _name, _states, _recompute in [
     ("lstm_states", True, False),
     ("lstm_recompute", False, True),

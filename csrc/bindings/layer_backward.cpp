@@ -11,13 +11,6 @@ struct LayerGradients {
   Tensors dweights;
 };
 
-// How many gates forward kept: none where the tensor has no columns; they are then rebuilt.
-template <class Stored>
-int64_t kept_in(const Layer& l, const Tensor& gates) {
-  const bool none = gates.dim() > 0 && gates.size(gates.dim() - 1) == 0;
-  return none ? 0 : gates_kept<Stored>(l.cell);
-}
-
 template <class Stored>
 LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const OptionalTensor& dhn_in,
                         const OptionalTensor& dcn_in, const OptionalTensor& dc_in,
@@ -26,7 +19,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
                         bool need_weights) {
   using Real = RealOf<Stored>;
   const bool lstm = l.cell == Cell::lstm;
-  const int64_t G = l.G, H = l.H, P = l.P, D = l.D, kept = kept_in<Stored>(l, gates) * H;
+  const int64_t G = l.G, H = l.H, P = l.P, D = l.D, kept = gates_kept<Stored>(l.cell) * H;
   const Tensor h0 = contiguous_of(h0_in);
   const OptionalTensor c0 = contiguous_of(c0_in), dhn = contiguous_of(dhn_in),
                        dcn = contiguous_of(dcn_in), dc = contiguous_of(dc_in);
@@ -48,7 +41,12 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy_in, const Optio
     p[d].w_hr = pointer<Stored>(l.w_hr(d));
     p[d].h0 = pointer<Stored>(h0) + d * l.B * P;
     p[d].y = l.at<const Stored>(pointer<Stored>(y), D * P, d * P);
-    if (kept) p[d].gates = l.at<const Stored>(pointer<Stored>(gates), D * kept, d * kept);
+    if (are_some(gates)) {
+      p[d].gates = l.kept_gates<const Stored>(pointer<Stored>(gates), kept, d);
+      p[d].gates_from = l.kept_from(d);
+    } else {
+      p[d].gates = l.at<const Stored>(pointer<Stored>(gates), D * kept, d * kept);
+    }
     p[d].b_ih = pointer<Stored>(l.b_ih(d));
     p[d].b_hh = pointer<Stored>(l.b_hh(d));
     p[d].dy = l.at<const Stored>(pointer<Stored>(dy), D * P, d * P);
@@ -94,7 +92,7 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy, const Optional
   if (dc) check(*dc, "dc", l.x.scalar_type(), l.rows_of(l.D * l.H));
   return with_storage_of(l.x, [&]<class Stored>() {
     const ScalarType c_type = scalar_type_of(type_of<RealOf<Stored>>());
-    check_backward(l, dy, dhn, dcn, c0, y, gates, kept_in<Stored>(l, gates), c, c_type);
+    check_backward(l, dy, dhn, dcn, c0, y, gates, gates_kept<Stored>(l.cell), c, c_type);
     return backward<Stored>(l, dy, dhn, dcn, dc, h0, c0, y, gates, c, need_input, need_weights);
   });
 }

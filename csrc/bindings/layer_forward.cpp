@@ -10,13 +10,14 @@ struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
 };
 
-// What of all steps comes out for backward beside y: of an LSTM's c, and then of the gates.
-enum class Keep { nothing, states, gates };
+// What comes out for backward beside y: an LSTM's c of all steps, and then gates, of some or of
+// all.
+enum class Keep { nothing, states, some_gates, gates };
 
 template <class Stored>
 LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, Keep keep) {
   using Real = RealOf<Stored>;
-  const bool gates = keep == Keep::gates, train = keep != Keep::nothing;
+  const bool some = keep == Keep::some_gates, train = keep != Keep::nothing;
   const Tensor& x = l.x;
   const bool lstm = l.cell == Cell::lstm;
   const Parallel parallel = torch_threads();
@@ -28,7 +29,9 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
   // backward reads.
   out.y = (train && !lstm ? reused<Stored> : empty_of<Stored>)(x, l.rows_of(l.D * l.P));
   out.hn = empty(x, {l.D, l.B, l.P});
-  out.gates = reused<Stored>(x, gates ? l.rows_of(l.D * kept) : std::vector<int64_t>{0});
+  out.gates = reused<Stored>(x, keep == Keep::gates ? l.rows_of(l.D * kept)
+                                : some ? std::vector<int64_t>{l.D * l.kept_rows() * kept}
+                                       : std::vector<int64_t>{0});
   out.cn = empty(x, lstm ? std::vector<int64_t>{l.D, l.B, l.H} : std::vector<int64_t>{0});
   // Inference needs the cell state of one step only.
   out.c = reused<Real>(x, !lstm   ? std::vector<int64_t>{0}
@@ -51,7 +54,11 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
     p[d].h0 = pointer<Stored>(h) + d * l.B * l.P;
     p[d].y = l.at(writable<Stored>(out.y), l.D * l.P, d * l.P);
     p[d].hn = writable<Stored>(out.hn) + d * l.B * l.P;
-    if (gates) p[d].gates = l.at(writable<Stored>(out.gates), l.D * kept, d * kept);
+    if (keep == Keep::gates) p[d].gates = l.at(writable<Stored>(out.gates), l.D * kept, d * kept);
+    if (some) {
+      p[d].gates = l.kept_gates(writable<Stored>(out.gates), kept, d);
+      p[d].gates_from = l.kept_from(d);
+    }
     if (lstm) {
       p[d].c0 = pointer<Stored>(c) + d * l.B * l.H;
       p[d].cn = writable<Stored>(out.cn) + d * l.B * l.H;
@@ -90,21 +97,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
   return {out.y, out.hn, out.cn, out.gates, out.c};
 }
 
-std::tuple<Tensor, Tensor> gru_states_forward_cpu(const Tensor& x, const Tensor& h0,
-                                                  const Tensors& weights, bool bias,
-                                                  const OptionalTensor& batch_sizes) {
+std::tuple<Tensor, Tensor, Tensor> gru_recompute_forward_cpu(const Tensor& x, const Tensor& h0,
+                                                             const Tensors& weights, bool bias,
+                                                             const OptionalTensor& batch_sizes) {
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
-  LayerOutput out = forward(l, h0, std::nullopt, Keep::states);
-  return {out.y, out.hn};
+  LayerOutput out = forward(l, h0, std::nullopt, Keep::some_gates);
+  return {out.y, out.hn, out.gates};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_states_forward_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_states_forward_cpu(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
-    const OptionalTensor& batch_sizes) {
+    const OptionalTensor& batch_sizes, bool train) {
   const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
-  LayerOutput out = forward(l, h0, c0, Keep::states);
-  return {out.y, out.hn, out.cn, out.c};
+  LayerOutput out = forward(l, h0, c0, train ? Keep::some_gates : Keep::states);
+  return {out.y, out.hn, out.cn, out.gates, out.c};
 }
 
 }  // namespace
@@ -113,6 +120,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_states_forward_cpu(
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CPU, m) {
   m.impl("gru_forward", TORCH_BOX(&gatedrnn::gru_forward_cpu));
   m.impl("lstm_forward", TORCH_BOX(&gatedrnn::lstm_forward_cpu));
-  m.impl("gru_states_forward", TORCH_BOX(&gatedrnn::gru_states_forward_cpu));
+  m.impl("gru_recompute_forward", TORCH_BOX(&gatedrnn::gru_recompute_forward_cpu));
   m.impl("lstm_states_forward", TORCH_BOX(&gatedrnn::lstm_states_forward_cpu));
 }

@@ -19,14 +19,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(GATEDRNN_OPS, m) {
       "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "
       "bool need_input, bool need_weights, bool tf32) -> "
       "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
-  // On the CPU: with the cell states of all steps, and their gradients; without gates, which
-  // backward then rebuilds.
+  // On the CPU: with some of the gates, of which backward rebuilds the others; with the cell states
+  // of all steps, and their gradients.
   m.def(
-      "gru_states_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, Tensor? batch_sizes) "
-      "-> (Tensor y, Tensor hn)");
+      "gru_recompute_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, "
+      "Tensor? batch_sizes) -> (Tensor y, Tensor hn, Tensor gates)");
   m.def(
       "lstm_states_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes) -> (Tensor y, Tensor hn, Tensor cn, Tensor c)");
+      "Tensor? batch_sizes, bool train) -> "
+      "(Tensor y, Tensor hn, Tensor cn, Tensor gates, Tensor c)");
   m.def(
       "lstm_states_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor? dc, Tensor x, Tensor h0, "
       "Tensor c0, Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, "

@@ -75,7 +75,7 @@ class Layer {
         Arrays<Number> weights, bool reverse, std::optional<std::vector<int64_t>> batch_sizes,
         const std::string& isa, int threads, const std::string& partition, bool train,
         std::optional<int64_t> chunk, std::optional<int64_t> ahead,
-        std::optional<bool> narrow_panels, bool recompute)
+        std::optional<bool> narrow_panels, int64_t recompute)
       : set_(set_of(isa)), parallel_(openmp(threads)), x_(x), h0_(h0), weights_(weights) {
     const bool lstm = cell_of(cell) == Cell::lstm;
     const int G = lstm ? 4 : 3;
@@ -126,6 +126,7 @@ class Layer {
     f.y = at(writable(y), f.P);
     f.hn = writable(hn);
     if (train) f.gates = at(writable(gates), kept);
+    f.gates_from = std::min(recompute, f.T);
     if (lstm) {
       c0_ = c0 ? *c0 : zeros<Number>({f.B, f.H});
       f.c0 = stored(c0_);
@@ -152,7 +153,7 @@ class Layer {
     if (ahead) plan_.ahead = *ahead;
     if (narrow_panels) plan_.narrow_panels = *narrow_panels;
     workspace_.resize(forward_workspace(set_, plan_, &f, 1));
-    if (train) prepare_backward(rows(f.I), recompute);
+    if (train) prepare_backward(rows(f.I));
   }
 
   void forward() {
@@ -184,7 +185,7 @@ class Layer {
     return {data, forward_.B * width, width, forward_.offsets};
   }
 
-  void prepare_backward(std::vector<py::ssize_t> input_rows, bool recompute) {
+  void prepare_backward(std::vector<py::ssize_t> input_rows) {
     const Forward<Real, Stored>& f = forward_;
     Backward<Real, Stored>& b = backward_;
     static_cast<Sizes&>(b) = f;
@@ -196,7 +197,8 @@ class Layer {
     b.h0 = f.h0;
     b.c0 = f.c0;
     b.y = at(stored(y), f.P);
-    if (!recompute) b.gates = at(stored(gates), f.gates.row);
+    b.gates = at(stored(gates), f.gates.row);
+    b.gates_from = f.gates_from;
     b.b_ih = f.b_ih;
     b.b_hh = f.b_hh;
     b.c = at<const Real>(c.data(), f.H);
@@ -380,7 +382,7 @@ void define_layer(py::module_& m, const char* name) {
            arg("reverse") = false, arg("batch_sizes") = py::none(), arg("isa") = "",
            arg("threads") = 1, arg("partition") = "plan", arg("train") = true,
            arg("chunk") = py::none(), arg("ahead") = py::none(), arg("narrow_panels") = py::none(),
-           arg("recompute") = false)
+           arg("recompute") = 0)
       .def("forward", &Layer<Stored>::forward)
       .def("backward", &Layer<Stored>::backward, arg("dy").noconvert(), arg("dhn").noconvert(),
            arg("dcn") = py::none())

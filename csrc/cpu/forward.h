@@ -64,6 +64,7 @@ struct ForwardStep {
     else
       return p.x.at(t, b);
   }
+  bool keeps_gates() const { return p.gates && k >= p.gates_from; }
   int64_t input_stride() const { return kWidened<Real, Stored, Panel> ? work.x_row : p.x.row; }
 
   void store_state(int64_t row, int64_t u, Vec<Real> h, int64_t n) const {
@@ -118,7 +119,7 @@ static void forward_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j, i
     if (gru) {
       const auto cell =
           gru_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], s.carried_state(row, u, n));
-      if (p.gates) {
+      if (s.keeps_gates()) {
         Stored* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.r, n);
         store(saved + H, cell.z, n);
@@ -130,7 +131,7 @@ static void forward_tile(const ForwardStep<Real, Stored, Panel>& s, int64_t j, i
       const Vec<Real> c =
           row < s.carried ? load(p.c.at(s.previous, row) + u, n) : load(p.c0 + row * H + u, n);
       const auto cell = lstm_update(a.v[0][m], a.v[1][m], a.v[2][m], a.v[3][m], c);
-      if (p.gates) {
+      if (s.keeps_gates()) {
         Stored* saved = p.gates.at(s.t, row) + u;
         store(saved, cell.i, n);
         store(saved + H, cell.f, n);

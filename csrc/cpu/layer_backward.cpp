@@ -61,7 +61,7 @@ class LayerBackward {
       for (int d = 0; d < D_; ++d) {
         chunks[d] = chunk_of(d, n, k0, k1);
         with_gates[d] = p_[d];
-        if (!p_[d].gates) with_gates[d].gates = rebuilt(d, chunks[d], parallel);
+        if (k0 < p_[d].gates_from) with_gates[d].gates = rebuilt(d, chunks[d], parallel);
       }
       walk(
           plan_, D_, p_[0].B, parallel,
@@ -144,7 +144,7 @@ class LayerBackward {
       work.dgates[n] = take(rows * work.gate_row);
     if (p.w_hr) work.dh = take(rows * p.P);
     if (p.dw_hr) work.hidden = take(rows * p.H);
-    if (!p.gates) rebuild_[d].take(p, k_.width, rows, plan_.threads, arena_);
+    if (p.gates_from > 0) rebuild_[d].take(p, k_.width, rows, plan_.threads, arena_);
   }
 
   Factor* take(int64_t n) { return arena_.template take<Factor>(n); }
@@ -160,7 +160,7 @@ class LayerBackward {
     columns(loop_.pack_columns, p.w_hh, K, p.P, work.w_hh);
     if (work.w_hr) columns(loop_.pack_columns, p.w_hr, p.P, p.H, work.w_hr);
     if (work.w_ih) columns(pack_input_, p.w_ih, K, p.I, work.w_ih);
-    if (!p.gates) rebuild_[d].pack(loop_, storage_, p, k_.width, begin, end, plan_.threads);
+    if (p.gates_from > 0) rebuild_[d].pack(loop_, storage_, p, k_.width, begin, end, plan_.threads);
   }
 
   Chunk<Factor> chunk_of(int d, int64_t n, int64_t k0, int64_t k1) const {
