@@ -82,7 +82,8 @@ TORCH_FLAGS = [
 # By GATEDRNN_SANITIZE: what the folder's name ends in, and flags.
 SANITIZERS = {
     "": ("", []),
-    "1": ("_sanitized", ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]),
+    "1": ("_sanitized",
+          ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]),
     "thread": ("_thread", ["-fsanitize=thread", "-g1", "-O1"]),
 }
 TORCH_BINDINGS = ("library", "blocks", "built", "layer_forward", "layer_backward", "cell", "stream")
