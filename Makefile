@@ -3,12 +3,13 @@
 # make bench      the CPU benchmark, quick
 # make arm        cross-compiles for 64-bit Arm and runs the kernels' tests there, emulated
 # make gpu        on a machine with a GPU, offline: what only a GPU can show, and the benchmark; it
-#                 takes what `make wheel conformance` made where nvcc is
+#                 takes what `make wheel conformance experiments` made where nvcc is
+# make chaos      kernels with random delays, for `python -m benchmarks.gpu chaos`
 # Both first ones create and use .venv; PYTHON=/path/to/python uses an existing environment instead.
 
 export GATEDRNN_WERROR := 1
 
-.PHONY: forecast test lint build kernels emulated arm bench wheel conformance gpu clean
+.PHONY: forecast test lint build kernels emulated arm bench wheel conformance experiments chaos gpu clean
 
 ifdef PYTHON
 environment :=
@@ -28,7 +29,7 @@ test: lint build kernels emulated
 lint: $(environment)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $$(find csrc tests/cuda_emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+	$(PYTHON) -c "import clang_format; clang_format.clang_format()" --dry-run --Werror $$(find csrc benchmarks tests/cuda_emulator -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
 build: $(environment)
 	$(PYTHON) setup.py -q build_ext --inplace
@@ -50,11 +51,24 @@ wheel: $(environment)
 	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
 
 conformance: build/conformance
+experiments: build/experiments
 
 GATEDRNN_CUDA_ARCHS ?= 75;80;86;89;90a;100;120
+NVCC = nvcc -std=c++20 -O2 -Xcompiler -iquote,csrc/cuda $(foreach a,$(subst ;, ,$(GATEDRNN_CUDA_ARCHS)),-gencode arch=compute_$a,code=sm_$a)
 build/conformance: tests/cuda_emulator/conformance.cu $(wildcard tests/cuda_emulator/conformance*.h) csrc/cuda/device.h
 	mkdir -p build
-	nvcc -std=c++20 -O2 -Xcompiler -iquote,csrc/cuda $(foreach a,$(subst ;, ,$(GATEDRNN_CUDA_ARCHS)),-gencode arch=compute_$a,code=sm_$a) $< -o $@
+	$(NVCC) $< -o $@
+
+build/experiments: benchmarks/experiments.cu benchmarks/experiments.h csrc/cuda/device.h
+	mkdir -p build
+	$(NVCC) $< -o $@
+
+# Delays may cost registers, so warnings of spills are none of its errors.
+chaos: export GATEDRNN_WERROR := 0
+chaos: export GATEDRNN_CHAOS := 1
+chaos: export GATEDRNN_CUDA := 1
+chaos: $(environment)
+	$(PYTHON) setup.py -q build --build-base build/temp_chaos --build-lib build/chaos
 
 gpu:
 	$(if $(environment),python3,$(PYTHON)) -m benchmarks.gpu

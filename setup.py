@@ -12,7 +12,7 @@ CUDA kernels are built where nvcc is found; they serve CUDA builds of torch, and
 serves the others. Environment: GATEDRNN_CUDA=0 does without, =1 insists; CUDA_HOME;
 GATEDRNN_CUDA_ARCHS="80;90a" names other architectures than the default ones; CXX; GATEDRNN_WERROR=1
 makes warnings errors; GATEDRNN_SANITIZE=1 is for AddressSanitizer and UBSan in the modules for
-NumPy, =thread for ThreadSanitizer.
+NumPy, =thread for ThreadSanitizer; GATEDRNN_CHAOS=1 lets persistent CUDA kernels wait at random.
 """
 
 import os
@@ -50,6 +50,10 @@ if os.environ.get("GATEDRNN_WERROR") == "1":  # ours, not for users: a new compi
     CXX_FLAGS.append("-Werror")
     NVCC_FLAGS += ["-Werror all-warnings", "-Xptxas --warn-on-spills,--warning-as-error"]
 
+CHAOS = os.environ.get("GATEDRNN_CHAOS") == "1"  # csrc/cuda/chaos.h
+if CHAOS:
+    NVCC_FLAGS.append("-DGATEDRNN_CHAOS")
+
 # One body for every instruction set: only its flags and vector width differ. GCC's note that the
 # passing of wide vectors depends on the flags concerns calls across files, of which there are none.
 # The scheduling before registers are allocated, which GCC does on Arm and not on x86, would load
@@ -64,6 +68,7 @@ X86_FLAGS = {
 Objects = dict[str, list[str]]  # source: its own flags
 PORTABLE: Objects = {
     "csrc/plan.cpp": [],
+    "csrc/measured.cpp": [],
     "csrc/cpu/layer.cpp": [],
     "csrc/cpu/layer_backward.cpp": [],
     "csrc/cpu/step.cpp": [],
@@ -180,7 +185,8 @@ class BuildExtension(build_ext):
             # PTX of the last one is for GPUs to come, which PTX of an "a" would not serve.
             last = numbers[-1].rstrip("a")
             codes.append(f"-gencode arch=compute_{last},code=compute_{last}")
-            flags = [*TORCH_FLAGS, f"-DGATEDRNN_CUDA='\"{';'.join(numbers)}\"'"]
+            told = ";".join(numbers) + (" with delays" if CHAOS else "")
+            flags = [*TORCH_FLAGS, f"-DGATEDRNN_CUDA='\"{told}\"'"]
             objects |= found("csrc/cuda/*.cu", codes)
             objects |= found("csrc/bindings/cuda/*.cpp", flags)
             objects["csrc/bindings/built.cpp"] = flags
@@ -216,7 +222,7 @@ class BuildEmulated(BuildModule):
     def run(self) -> None:
         name, sanitize = SANITIZERS[os.environ.get("GATEDRNN_SANITIZE", "")]
         flags = ["-O2", "-DGATEDRNN_EMULATE", "-Itests/cuda_emulator", "-Wno-unknown-pragmas"]
-        kernels = {"csrc/plan.cpp": [], **found("csrc/cuda/*.cu", flags)}
+        kernels = {"csrc/plan.cpp": [], "csrc/measured.cpp": [], **found("csrc/cuda/*.cu", flags)}
         emulator = {"tests/cuda_emulator/cuda_emulator.cpp": flags}
         numpy = found("csrc/bindings/numpy_cuda.cpp", flags + pybind11_flags())
         objects = {source: flags + sanitize for source, flags in (kernels | numpy).items()}

@@ -12,8 +12,29 @@ from dataclasses import dataclass
 GATES = {"GRU": 3, "LSTM": 4, "GRUCell": 3, "LSTMCell": 4}
 
 
+class Plain:
+    """What is the same of most cases: one direction, no projection, whole sequences."""
+
+    D = 1  # directions
+
+    @property
+    def P(self) -> int:
+        """The features that a direction gives, and that come back to it."""
+        return self.H
+
+    @property
+    def rows(self) -> int:
+        """Steps of all sequences together."""
+        return self.B * self.T
+
+    @property
+    def share(self) -> float:
+        """Of the padded steps, those that are of a sequence."""
+        return self.rows / (self.B * self.T)
+
+
 @dataclass(frozen=True)
-class Layer:
+class Layer(Plain):
     """A GRU or LSTM over whole sequences; `cell` names the class of torch.nn."""
 
     cell: str
@@ -30,14 +51,56 @@ class Layer:
     @property
     def inputs(self) -> list[int]:
         """The input features of each layer, first to last."""
-        return [self.I] + [self.H] * (self.L - 1)
+        return [self.I] + [self.D * self.P] * (self.L - 1)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the module is told beyond its sizes."""
+        return {}
 
     def __str__(self) -> str:
         return f"{self.cell} {self.shape}"
 
 
 @dataclass(frozen=True)
-class Step:
+class Special(Layer):
+    """A Layer with something that most have not; packed sequences end after 1 to T steps."""
+
+    feature: str  # bidirectional, packed or projected
+
+    @property
+    def D(self) -> int:
+        return 2 if self.feature == "bidirectional" else 1
+
+    @property
+    def P(self) -> int:
+        return self.H // 2 if self.feature == "projected" else self.H
+
+    @property
+    def rows(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        return drawn(self.B, self.T) if self.feature == "packed" else [self.T] * self.B
+
+    @property
+    def options(self) -> dict[str, int]:
+        projected = {"proj_size": self.P} if self.P != self.H else {}
+        return {"bidirectional": self.D == 2} | projected
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.feature}"
+
+
+def drawn(B: int, T: int) -> list[int]:
+    """Lengths of B sequences, the same each time; the shortest and the longest are among them."""
+    found = random.Random(RAGGED_SEED).choices(range(1, T + 1), k=B)
+    return [*found[2:], 1, T] if B > 1 else [T]
+
+
+@dataclass(frozen=True)
+class Step(Plain):
     """One step of a GRUCell or LSTMCell."""
 
     cell: str
@@ -65,17 +128,15 @@ class Ragged(Layer):
 
     @property
     def lengths(self) -> list[int]:
-        drawn = random.Random(RAGGED_SEED).choices(range(1, self.T + 1), k=self.B)
-        return [*drawn[2:], 1, self.T] if self.B > 1 else [self.T]
+        return drawn(self.B, self.T)
 
     @property
-    def share(self) -> float:
-        """Of the padded steps, those that are of a sequence."""
-        return sum(self.lengths) / (self.B * self.T)
+    def rows(self) -> int:
+        return sum(self.lengths)
 
 
 @dataclass(frozen=True)
-class Frame:
+class Frame(Plain):
     """One step of a stack of layers whose states are carried from the last one."""
 
     cell: str
@@ -145,10 +206,16 @@ GPU_LAYERS = [  # few enough for minutes, one for each way in which a shape can 
     ("GRU", (1024, 256, 128, 128, 1)),
     ("GRU", (1024, 90, 1024, 1024, 1)),
 ]
-GRID_HIDDEN, GRID_BATCHES = (64, 128, 192, 256, 512, 1024), (1, 16, 64, 256, 1024)
-GRID_STEPS = 128
+GRID_BATCHES, GRID_STEPS = (1, 16, 64, 256, 1024), (90, 256, 1024)
+GRID_HIDDEN = (64, 128, 256, 512, 1024, 2048)
+SPECIAL_SHAPES = [(1, 1024, 256, 256, 1), (64, 256, 512, 512, 1), (1024, 90, 128, 128, 1)]
+# What the plan goes by: sizes between which times are interpolated (csrc/measured.h).
+PLAN_BATCHES, PLAN_STEPS, PLAN_HIDDEN = GRID_BATCHES, (32, 256), GRID_HIDDEN
+# cuDNN has kernels of its own for few units; this says what they make of every batch.
+FEW_UNITS, FEW_UNITS_BATCHES, FEW_UNITS_STEPS = (64, 128, 192), (16, 256, 1024), 128
 
-SUITES = ("layers", "ragged", "cells", "kernels", "sweep", "memory", "grid")
+SUITES = ("layers", "ragged", "cells", "kernels", "sweep", "memory", "grid", "special", "baseline",
+          "plan")
 
 
 def layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
@@ -196,13 +263,32 @@ def gpu_layers(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
 
 
 def grid(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
-    return layers(shapes or [(B, GRID_STEPS, H, H, 1) for H in GRID_HIDDEN for B in GRID_BATCHES])
+    every = itertools.product(GRID_HIDDEN, GRID_BATCHES, GRID_STEPS)
+    return layers(shapes or [(B, T, H, H, 1) for H, B, T in every])
+
+
+def special(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    kinds = [(cell, feature) for feature in ("bidirectional", "packed", "projected")
+             for cell in ("GRU", "LSTM") if (cell, feature) != ("GRU", "projected")]
+    return [Special(cell, *s, feature) for s in shapes or SPECIAL_SHAPES for cell, feature in kinds]
+
+
+def baseline(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    every = itertools.product(FEW_UNITS, FEW_UNITS_BATCHES)
+    few = layers([(B, FEW_UNITS_STEPS, H, H, 1) for H, B in every])
+    return gpu_layers(shapes) + ([] if shapes else few)
+
+
+def plan(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
+    every = itertools.product(PLAN_HIDDEN, PLAN_BATCHES, PLAN_STEPS)
+    return layers(shapes or [(B, T, H, H, 1) for H, B, T in every])
 
 
 ON = {
     "cpu": {"layers": layers, "ragged": ragged, "cells": cells_and_streams, "kernels": kernels,
             "sweep": sweep, "memory": memory},
-    "cuda": {"layers": gpu_layers, "cells": cells, "grid": grid},
+    "cuda": {"layers": gpu_layers, "cells": cells, "grid": grid, "special": special,
+             "baseline": baseline, "plan": plan},
 }
 
 

@@ -7,20 +7,25 @@ not suffice among it, becomes the row's status, and the next case runs.
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import gatedrnn
 
 from . import peers, summary
-from .cases import Case, Layer
+from .cases import Case, Layer, Special
 from .check import judge
 from .cuda_device import Gpu, precision
+from .floor import floor
 from .limits import ELEMENT, flops, forward_products, moved, training_products
 from .modules import Run, build
+from .ragged import PackedRun
 from .report import GPU_NAMES, SKIPPED, CsvFile, GpuRow, Table, read_csv
 from .timing import Budget, Contestant, in_turn, paired_ratio, spread
 
 DTYPES = ("tf32", "float32", "float16", "bfloat16")
+FEW_DTYPES = {"grid": ("tf32", "bfloat16"), "special": ("tf32", "bfloat16"),
+              "baseline": ("tf32", "float32")}  # of the suites that would take long
 PASSES = {"inference": forward_products, "training": training_products}
 FOLDER = Path(__file__).resolve().parent / "results"
 KEY = ("suite", "case", "dtype", "pass", "l2", "device", "commit")
@@ -34,7 +39,7 @@ def measure(case: Case, suite: str, dtype: str, passes: Sequence[str], gpu: Gpu,
         with precision(dtype):
             _fill(rows, case, dtype, gpu, budget)
     except Exception as error:
-        reason = _why(error)
+        reason = why(error)
         for row in rows:
             if row.status == "ok" and row.ours_ms is None:
                 row.status = reason
@@ -42,11 +47,11 @@ def measure(case: Case, suite: str, dtype: str, passes: Sequence[str], gpu: Gpu,
         gpu.clear()
     except RuntimeError as error:  # a kernel's fault that came to light late; no case runs after it
         for row in rows:
-            row.status = _why(error)
+            row.status = why(error)
     return rows
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "out of memory" in text.lower() or "ALLOC_FAILED" in text:
         return SKIPPED + "it does not fit in the GPU's memory"
@@ -54,7 +59,9 @@ def _why(error: Exception) -> str:
 
 
 def _fill(rows: list[GpuRow], case: Case, dtype: str, gpu: Gpu, budget: Budget) -> None:
-    make = build(case, dtype, gpu.device)
+    packed = isinstance(case, Special) and case.feature == "packed"
+    kind = partial(PackedRun, lengths=case.lengths) if packed else Run
+    make = build(case, dtype, gpu.device, kind)
     found = {}
     for name in ("ref", "peer", "ours"):  # one after the other: large cases need the memory
         run = make[name]()
@@ -74,7 +81,7 @@ def _fill(rows: list[GpuRow], case: Case, dtype: str, gpu: Gpu, budget: Budget) 
 
 def _kernel(run: Run, pass_: str) -> str | None:
     """Whose time a row is, of a layer on a GPU."""
-    told = gatedrnn.explain(run.module, run.inputs[0])
+    told = gatedrnn.explain(run.module, run.argument)
     passes = ("forward",) if pass_ == "inference" else ("forward", "backward")
     found = {p: "persistent" if "persistent" in line else "step"
              for p in passes for line in re.findall(rf"^ *{p}: (.*)", told, re.MULTILINE)}
@@ -85,7 +92,7 @@ def _others(case: Case, dtype: str, theirs: Run,
             found: dict[str, dict[str, dict]]) -> tuple[dict[str, Run], list[str]]:
     """The peers beside cuDNN that run this case right, and why the others that are here do not."""
     runs, notes = {}, []
-    for name in peers.importable() if isinstance(case, Layer) else []:
+    for name in peers.importable() if type(case) is Layer else []:
         try:
             module = peers.PEERS[name](theirs.module, dtype).to(theirs.inputs[0].device)
             run = Run(module, [t.detach() for t in theirs.inputs], theirs.cotangents, dtype)
@@ -98,7 +105,7 @@ def _others(case: Case, dtype: str, theirs: Run,
                     raise peers.Unfit(verdict.failure)
             runs[name] = run
         except Exception as error:
-            reason = str(error) if isinstance(error, peers.Unfit) else _why(error)
+            reason = str(error) if isinstance(error, peers.Unfit) else why(error)
             notes.append(f"{name}: {reason}")
     return runs, notes
 
@@ -110,12 +117,15 @@ def _time(row: GpuRow, case: Case, runs: dict[str, Run], gpu: Gpu, budget: Budge
         for name, run in runs.items()
     }
     row.torch_mib, row.ours_mib = (gpu.peak_mib(contestants[n]) for n in ("torch", "ours"))
+    row.of_torch = row.ours_mib / row.torch_mib if row.torch_mib else None
     times = in_turn(contestants, budget, gpu.sample)
-    operations = flops(PASSES[row.pass_](case))
+    operations = round(case.share * flops(PASSES[row.pass_](case)))
     size = moved(case, training, ELEMENT[row.dtype])
     ours = spread(times["ours"])
     row.set_ours(ours, len(times["ours"]), operations, gpu.bound(operations, size, row.dtype))
     row.gb_per_s = size / ours.median / 1e9
+    if isinstance(case, Layer):
+        row.set_floor(floor(case, training, row.dtype, gpu.machine()))
     row.set_torch(spread(times["torch"]), paired_ratio(times["torch"], times["ours"]))
     for name in runs.keys() & peers.PEERS.keys():
         setattr(row, f"{name}_ms", 1e3 * spread(times[name]).median)
@@ -143,7 +153,7 @@ def run(work: list[Case], suite: str, dtypes: Sequence[str], gpu: Gpu, budget: B
     path.parent.mkdir(parents=True, exist_ok=True)
     before = read_csv(path, GPU_NAMES)
     limits = [f"{gpu.product_rate(d) / 1e12:.0f} ({d})" for d in dtypes]
-    copy = gpu.copy_rate()
+    copy, machine = gpu.copy_rate(), gpu.machine()
     about = gpu.describe()
     done = {tuple(row[name] for name in KEY) for row in before
             if row["status"] == "ok" or row["status"].startswith(SKIPPED)}
@@ -157,7 +167,8 @@ def run(work: list[Case], suite: str, dtypes: Sequence[str], gpu: Gpu, budget: B
           f"{about['l2']}")
     print(f"versions  gatedrnn {about['gatedrnn']} {about['commit']}, torch {about['torch']}, CUDA "
           f"{about['cuda']}, cuDNN {about['cudnn']}, {about['date']}")
-    print(f"limits    products {', '.join(limits)} TFLOP/s; copying {copy / 1e9:.0f} GB/s")
+    print(f"limits    products {', '.join(limits)} TFLOP/s; copying {copy / 1e9:.0f} GB/s; "
+          f"{machine.multiprocessors} SM, at most {machine.hertz / 1e6:.0f} MHz")
     print(f"rows      {path}")
     known = sum(is_done(c, d, p) for c in work for d in dtypes for p in PASSES)
     if known:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from . import environment
+from .floor import Machine
 from .limits import Bound
 from .modules import torch_dtype
 from .timing import Contestant
@@ -87,6 +88,12 @@ class Gpu:
 
     def _best(self, call: Callable[[], object]) -> float:
         return min(self.sample(Contestant(call), 1) for _ in range(REPEATS))
+
+    def machine(self) -> Machine:
+        """What the floor depends on."""
+        found = torch.cuda.get_device_properties()
+        return Machine(10 * found.major + found.minor, found.multi_processor_count,
+                       1e3 * found.clock_rate, self.product_rate, self.copy_rate())
 
     def bound(self, operations: int, size: int, dtype: str) -> Bound:
         """The least time for so many operations in products and so many bytes, as measured."""

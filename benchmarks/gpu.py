@@ -1,15 +1,21 @@
 """All that needs a GPU, in under nine minutes and without a network: what `make gpu` runs.
 
-    python -m benchmarks.gpu             every step, results in benchmarks/results or in RESULTS
+    python -m benchmarks.gpu             these steps, results in benchmarks/results or in RESULTS
     python -m benchmarks.gpu tests       only some of the steps
+    python -m benchmarks.gpu install experiments baseline chaos
+                                         what a new kind of GPU is asked before kernels are tuned
+    python -m benchmarks.gpu install grid plan
+                                         steps that take longer, and are run when they are named
 
-It takes what was built elsewhere: the newest wheel in dist/ (`make wheel`) and build/conformance
-(`make conformance`). A step that fails or runs out of time does not keep the later ones from
-running; the exit code is then 1. What the steps print is kept in gpu.log beside the results.
+It takes what was built elsewhere: the newest wheel in dist/ (`make wheel`), and what `make
+conformance experiments chaos` leaves in build/. A step that fails or runs out of time does not keep
+the later ones from running; the exit code is then 1. What the steps print is kept in gpu.log beside
+the results.
 """
 
 import argparse
 import importlib.util
+import math
 import os
 import shutil
 import signal
@@ -24,8 +30,11 @@ from typing import IO, TextIO
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "build" / "gpu"
 CONFORMANCE = ROOT / "build" / "conformance"
+EXPERIMENTS = ROOT / "build" / "experiments"
+CHAOS = ROOT / "build" / "chaos"
 TESTS = ("test_cuda.py", "test_cuda_runtime.py", "test_cuda_modules.py")
-WHOLE = 510.0  # seconds for all steps together
+EXPERIMENT_STEPS = "20000"
+WHOLE = 510.0  # seconds for all usual steps together
 GRACE = 15.0  # seconds in which an interrupted step can still write what it has
 
 
@@ -43,11 +52,25 @@ def install() -> list[str]:
             str(wheels[-1])]
 
 
+def program(path: Path) -> list[str]:
+    if not path.is_file():
+        raise Missing(f"there is no build/{path.name}: type `make {path.name}` where nvcc is")
+    path.chmod(0o755)  # a copy may have lost it
+    return [str(path)]
+
+
 def conformance() -> list[str]:
-    if not CONFORMANCE.is_file():
-        raise Missing("there is no build/conformance: type `make conformance` where nvcc is")
-    CONFORMANCE.chmod(0o755)  # a copy may have lost it
-    return [str(CONFORMANCE)]
+    return program(CONFORMANCE)
+
+
+def experiments() -> list[str]:
+    return [*program(EXPERIMENTS), EXPERIMENT_STEPS, str(results() / "experiments.csv")]
+
+
+def chaos() -> list[str]:
+    if not CHAOS.is_dir():
+        raise Missing("there is no build/chaos: type `make chaos` where nvcc is")
+    return [sys.executable, "-m", "benchmarks.chaos"]
 
 
 def pytest(chosen: str) -> list[str]:
@@ -58,22 +81,29 @@ def pytest(chosen: str) -> list[str]:
             *(str(ROOT / "tests" / name) for name in TESTS)]
 
 
-def benchmark() -> list[str]:
-    return [sys.executable, "-m", "benchmarks.run", "--device", "cuda"]
+def benchmark(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.run", "--device", "cuda", *arguments]
 
 
 @dataclass(frozen=True)
 class Step:
     command: Callable[[], list[str]]
     seconds: float
+    usual: bool = True
 
 
 STEPS = {
     "install": Step(install, 40),
     "conformance": Step(conformance, 30),
+    "experiments": Step(experiments, 40),
     "tests": Step(lambda: pytest("not sanitizer"), 180),
     "sanitizer": Step(lambda: pytest("sanitizer"), 100),
-    "benchmark": Step(benchmark, 220),
+    "benchmark": Step(benchmark, 200),
+    "special": Step(lambda: benchmark("--suite", "special", "--quick"), 60),
+    "baseline": Step(lambda: benchmark("--suite", "baseline", "--quick"), 500, usual=False),
+    "chaos": Step(chaos, 500, usual=False),
+    "plan": Step(lambda: benchmark("--suite", "plan", "--quick"), 3600, usual=False),
+    "grid": Step(lambda: benchmark("--suite", "grid", "--quick"), 7200, usual=False),
 }
 
 
@@ -130,8 +160,9 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("steps", nargs="*", metavar="STEP", default=list(STEPS),
-                        help=f"of {', '.join(STEPS)} (default: all)")
+    usual = [name for name, step in STEPS.items() if step.usual]
+    parser.add_argument("steps", nargs="*", metavar="STEP", default=usual,
+                        help=f"of {', '.join(STEPS)} (default: {', '.join(usual)})")
     chosen = parser.parse_args(argv).steps
     if unknown := [name for name in chosen if name not in STEPS]:
         parser.error(f"there is no step {unknown[0]}; the steps are {', '.join(STEPS)}")
@@ -142,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n== {name}", flush=True)
             log.write(f"\n== {name}\n")
             start = time.monotonic()
-            left = WHOLE - (start - begin)
+            left = WHOLE - (start - begin) if chosen == usual else math.inf
             try:
                 outcome = run(STEPS[name].command(), max(1.0, min(STEPS[name].seconds, left)), log)
             except (Missing, OSError) as error:

@@ -46,13 +46,19 @@ class Product:
 
 
 def input_product(case: Layer | Step, inputs: int) -> Product:
-    weights = GATES[case.cell] * case.H * inputs
+    weights = case.D * GATES[case.cell] * case.H * inputs
     return Product(case.T * case.B * weights, weights)
 
 
 def recurrent_product(case: Layer | Step) -> Product:
-    weights = GATES[case.cell] * case.H * case.H
+    """With the projection, where there is one."""
+    weights = case.D * (GATES[case.cell] * case.H * case.P + projection(case))
     return Product(case.B * weights, weights, case.T)
+
+
+def projection(case: Layer | Step) -> int:
+    """The weights of a direction's projection."""
+    return case.P * case.H if case.P != case.H else 0
 
 
 def forward_products(case: Layer | Step) -> list[Product]:
@@ -74,8 +80,8 @@ def moved(case: Layer | Step, training: bool, element: int) -> int:
     the input and the weights. What is kept between the passes does not count."""
     total = 0
     for inputs in case.inputs:
-        x, y = case.T * case.B * inputs, case.T * case.B * case.H
-        weights = GATES[case.cell] * case.H * (inputs + case.H)
+        x, y = case.rows * inputs, case.rows * case.D * case.P
+        weights = case.D * (GATES[case.cell] * case.H * (inputs + case.P) + projection(case))
         total += 3 * (x + y + weights) if training else x + y + weights
     return element * total
 

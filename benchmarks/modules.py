@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 import gatedrnn
 
@@ -40,10 +41,15 @@ class Run:
         self.cotangents = [t.to(to) for t in cotangents]
         self._leaves = [*self.inputs, *self.module.parameters()]
 
+    @property
+    def argument(self) -> Tensor | PackedSequence:
+        """What the module is called with."""
+        return self.inputs[0]
+
     def call(self) -> tuple[Tensor, ...]:
-        x, *states = self.inputs
+        _, *states = self.inputs
         hx = tuple(states) if len(states) == 2 else states[0] if states else None
-        return flat(self.module(x, hx))
+        return flat(self.module(self.argument, hx))
 
     def inference(self) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -98,10 +104,11 @@ def build(case: Layer | Step, dtype: str, device: str = "cpu",
 
     states = 2 if case.cell.startswith("LSTM") else 1
     if isinstance(case, Layer):
-        arguments, options = (case.I, case.H, case.L), {"batch_first": True}
+        arguments = case.I, case.H, case.L
+        options = {"batch_first": True, **case.options}
         inputs = [random(case.B, case.T, case.I)]
-        final = [(case.L, case.B, case.H)] * states
-        cotangents = [random(*shape) for shape in [(case.B, case.T, case.H), *final]]
+        final = [(case.D * case.L, case.B, n) for n in (case.P, case.H)][:states]
+        cotangents = [random(*shape) for shape in [(case.B, case.T, case.D * case.P), *final]]
     else:
         arguments, options = (case.I, case.H), {}
         inputs = [random(case.B, n) for n in [case.I] + [case.H] * states]

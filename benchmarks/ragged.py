@@ -1,14 +1,14 @@
 """The suite of ragged batches: ours with lengths beside torch.nn with packing and unpacking.
 
 Both take the same padded batch, and both end with a padded one. Operations are counted for the
-steps that there are.
+steps that there are. On a GPU both take the same packed batch.
 """
 
 from collections.abc import Iterator
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import gatedrnn
 
@@ -35,6 +35,25 @@ class RaggedRun(Run):
         packed = pack_padded_sequence(x, self.lengths, batch_first=True, enforce_sorted=False)
         output, finals = self.module(packed)
         return flat((pad_packed_sequence(output, batch_first=True)[0], finals))
+
+
+class PackedRun(Run):
+    """A module on packed sequences, packed beforehand: of all tensors the rows that there are."""
+
+    def __init__(self, module: nn.Module, inputs: list[Tensor], cotangents: list[Tensor],
+                 dtype: str, lengths: list[int]) -> None:
+        x, dy = (pack_padded_sequence(t, lengths, batch_first=True, enforce_sorted=False)
+                 for t in (inputs[0], cotangents[0]))
+        super().__init__(module, [x.data], [dy.data, *cotangents[1:]], dtype)
+        self._order = x[1:]
+
+    @property
+    def argument(self) -> PackedSequence:
+        return PackedSequence(self.inputs[0], *self._order)
+
+    def call(self) -> tuple[Tensor, ...]:
+        output, finals = self.module(self.argument)
+        return flat((output.data, finals))
 
 
 def rows(case: Ragged, dtype: str, isa: str, budget: Budget) -> Iterator[ModuleRow]:

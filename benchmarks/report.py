@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .check import Verdict
+from .floor import Floor
 from .limits import Bound
 from .timing import Spread
 
@@ -120,9 +121,13 @@ class GpuRow(Row):
     """One case and pass on a GPU, beside cuDNN and what other peers could be imported."""
 
     kernel: str | None = None  # of our layers: step, persistent, or forward's and backward's
+    floor_ms: float | None = None  # floor.py
+    floor_by: str | None = None
+    floor_share: float | None = None  # floor / ours
     gb_per_s: float | None = None  # of the bytes that must be moved, limits.moved
     ours_mib: float | None = None  # peak of allocated memory above inputs and parameters
     torch_mib: float | None = None
+    of_torch: float | None = None  # ours_mib / torch_mib
     haste_ms: float | None = None
     flashrnn_ms: float | None = None
     torchrl_ms: float | None = None
@@ -134,6 +139,27 @@ class GpuRow(Row):
     cuda: str | None = None
     cudnn: str | None = None
 
+    def set_floor(self, floor: Floor) -> None:
+        """After set_ours."""
+        self.floor_ms, self.floor_by = 1e3 * floor.seconds, floor.by
+        self.floor_share = self.floor_ms / self.ours_ms
+
+
+@dataclass
+class PlanRow(Row):
+    """A pass of a layer by one of the kernels that can run it on a GPU."""
+
+    kernel: str | None = None  # as GATEDRNN_CUDA_KERNEL names it
+    H: int | None = None
+    B: int | None = None
+    T: int | None = None
+    l2: str | None = None
+    architecture: int | None = None  # 90 for compute capability 9.0
+    multiprocessors: int | None = None
+    sm_mhz: int | None = None
+    driver: str | None = None
+    cuda: str | None = None
+
 
 def columns(kind: type[Row], without: Sequence[str] = ()) -> list[str]:
     names = ["pass" if f.name == "pass_" else f.name for f in dataclasses.fields(kind)]
@@ -143,6 +169,9 @@ def columns(kind: type[Row], without: Sequence[str] = ()) -> list[str]:
 KERNEL_NAMES = columns(Row)
 MODULE_NAMES = columns(ModuleRow, ("partition", "ns_per_step"))
 GPU_NAMES = columns(GpuRow, ("isa", "partition", "ns_per_step", "threads"))
+PLAN_NAMES = columns(PlanRow, ("isa", "partition", "ns_per_step", "threads", "torch_ms",
+                               "torch_p20_ms", "torch_p80_ms", "ratio", "ratio_p20", "ratio_p80",
+                               "limit_gflops", "limited_by", "share"))
 _NO_TIME = ("suite", "case", "cell", "shape", "pass", "dtype", "isa", "status", "threads", "device",
             "torch", "gatedrnn", "commit", "date")
 MEMORY_NAMES = [name for name in columns(MemoryRow)
@@ -242,15 +271,22 @@ def _kernel_cells(row: Row) -> list[str]:
 
 def _gpu_cells(row: GpuRow) -> list[str]:
     case, pass_, *rest = _module_cells(row)
-    memory = f"{number(row.torch_mib)} - {number(row.ours_mib)}"
-    return [case, row.dtype, pass_, *rest, number(row.gb_per_s), memory]
+    floor = f"{percent(row.floor_share)} {row.floor_by}" if row.floor_by else "-"
+    memory = f"{number(row.torch_mib)} - {number(row.ours_mib)}, {percent(row.of_torch)}"
+    return [case, row.dtype, pass_, *rest, floor, number(row.gb_per_s), memory, row.kernel or "-"]
+
+
+def _plan_cells(row: PlanRow) -> list[str]:
+    between = f"{number(row.ours_p20_ms)} - {number(row.ours_p80_ms)}"
+    return [row.case, row.dtype, row.pass_, row.kernel, number(row.ours_ms), between,
+            number(row.gflops)]
 
 
 MODULE_COLUMNS = [("case", -24), ("pass", -9), ("torch ms", 9), ("ours ms", 9),
                   ("20 - 80 %", 17), ("ratio", 6), ("GFLOP/s", 8), ("limit", 6)]
-GPU_COLUMNS = [MODULE_COLUMNS[0], ("dtype", -8), *MODULE_COLUMNS[1:], ("GB/s", 6),
-               ("MiB torch - ours", 17)]
 _KERNEL = ("kernel", -16)
+GPU_COLUMNS = [MODULE_COLUMNS[0], ("dtype", -8), *MODULE_COLUMNS[1:], ("floor", 17), ("GB/s", 6),
+               ("MiB torch - ours", 23), _KERNEL]
 CPU_COLUMNS = [*MODULE_COLUMNS, _KERNEL]
 PEER_COLUMNS = [*MODULE_COLUMNS[:6], ("ORT x", 6), ("OV x", 6), *CPU_COLUMNS[6:]]
 SWEEP_COLUMNS = [MODULE_COLUMNS[0], ("threads", 7), *MODULE_COLUMNS[1:6], ("again", 9),
@@ -258,12 +294,14 @@ SWEEP_COLUMNS = [MODULE_COLUMNS[0], ("threads", 7), *MODULE_COLUMNS[1:6], ("agai
 MEMORY_COLUMNS = [MODULE_COLUMNS[0], ("torch MiB", 9), ("ours MiB", 9), ("share", 6),
                   ("torch held", 10), ("ours held", 9), ("share", 6), ("recompute", 9),
                   ("share", 6), ("held", 9), ("time", 5), _KERNEL]
+PLAN_COLUMNS = [MODULE_COLUMNS[0], ("dtype", -8), ("pass", -9), _KERNEL, ("ms", 9),
+                ("20 - 80 %", 17), ("GFLOP/s", 8)]
 KERNEL_COLUMNS = [("case", -24), ("isa", -8), ("parts", -5), ("pass", -9), ("ms", 9),
                   ("20 - 80 %", 17), ("ns/step", 9), ("GFLOP/s", 8), ("limit", 6)]
 
 
 class Table:
-    """Prints rows as they come: of `kind` gpu, kernels, memory, modules, peers or sweep."""
+    """Prints rows as they come: of `kind` gpu, kernels, memory, modules, peers, plan or sweep."""
 
     def __init__(self, kind: str) -> None:
         self._failed = "FAILED" if kind == "memory" else "CHECK FAILED, not timed"
@@ -273,6 +311,7 @@ class Table:
             "memory": (MEMORY_COLUMNS, _memory_cells),
             "modules": (CPU_COLUMNS, _cpu_cells),
             "peers": (PEER_COLUMNS, _peer_cells),
+            "plan": (PLAN_COLUMNS, _plan_cells),
             "sweep": (SWEEP_COLUMNS, _sweep_cells),
         }[kind]
         self._print([title for title, _ in self._columns])

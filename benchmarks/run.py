@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import cases, cpu, cpu_peers, cuda, kernels, sweep
+from . import cases, cpu, cpu_peers, cuda, kernels, plan, sweep
 from .check import EPS
 from .cuda_device import Gpu
 from .limits import kernel_module
@@ -68,16 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
     add("--suite", choices=cases.SUITES, default="layers",
         help="layers and cells: modules beside torch.nn's; on the CPU ragged: with lengths beside "
              "packing, kernels: the raw kernels on NumPy arrays, sweep: layers over a grid of "
-             "shapes, memory: that of a training step; on a GPU grid: layers of every size "
-             "(default: layers)")
+             "shapes, memory: that of a training step; on a GPU grid: layers of every size, "
+             "special: bidirectional, packed and projected ones, baseline: the layers, and those "
+             "of few units beside cuDNN's, plan: our kernels beside each other (default: layers)")
     add("--cases", nargs="+", type=pattern, metavar="REGEX", default=[],
         help="only cases whose name, as --list gives it, one of these finds")
     add("--shape", nargs="+", metavar="B,T,I,H,L", default=[],
         help="these shapes instead of the usual ones; B,I,H for the cells")
     add("--dtype", nargs="+", choices=list(EPS), metavar="DTYPE",
         help=f"cpu: one of {', '.join(CPU_DTYPES)} (default: {CPU_DTYPES[0]}); cuda: any of "
-             f"{', '.join(EPS)} (default: {' '.join(cuda.DTYPES)}), where tf32 is float32 whose "
-             "products may be rounded to TF32")
+             f"{', '.join(EPS)} (default: {' '.join(cuda.DTYPES)}, of some suites two of these), "
+             "where tf32 is float32 whose products may be rounded to TF32")
     add("--l2", choices=["cold", "warm"], default="cold",
         help="cuda: whether L2 is overwritten before each call (default: cold)")
     add("--threads", type=positive(int), metavar="N",
@@ -141,10 +142,14 @@ def on_cuda(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA GPU that torch can use: there is none")
     gpu = Gpu(args.l2)
-    path = Path(args.csv) if args.csv else cuda.default_csv(gpu.name)
+    name = f"{gpu.name}-plan" if args.suite == "plan" else gpu.name
+    path = Path(args.csv) if args.csv else cuda.default_csv(name)
     budget = budget_of(args, GPU_QUICK if args.quick else GPU_FULL)
     try:
-        return cuda.run(work, args.suite, args.dtype or cuda.DTYPES, gpu, budget, path)
+        if args.suite == "plan":
+            return plan.run(work, args.dtype or plan.DTYPES, gpu, budget, path)
+        dtypes = args.dtype or cuda.FEW_DTYPES.get(args.suite, cuda.DTYPES)
+        return cuda.run(work, args.suite, dtypes, gpu, budget, path)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

@@ -75,8 +75,8 @@ def _ratios(rows: Rows) -> Iterator[str]:
 def _times(rows: Rows) -> Iterator[str]:
     others = [name for name in OTHERS if any(row[name] for row in rows)]
     titles = ["case", "dtype", "pass", "torch ms", *(n.replace("_", " ") for n in others),
-              "ours ms", "20 - 80 %", "TFLOP/s", "GB/s", "of the limit", "MiB torch", "MiB ours",
-              "error torch", "error ours"]
+              "ours ms", "20 - 80 %", "kernel", "TFLOP/s", "GB/s", "of the limit", "of the floor",
+              "MiB torch", "MiB ours", "of torch's", "error torch", "error ours"]
 
     def cells(row: dict[str, str]) -> list[str]:
         def value(name: str) -> float | None:
@@ -87,9 +87,12 @@ def _times(rows: Rows) -> Iterator[str]:
             row["case"], row["dtype"], row["pass"], number(value("torch_ms")),
             *(number(value(name)) for name in others), number(value("ours_ms")),
             f"{number(value('ours_p20_ms'))} - {number(value('ours_p80_ms'))}",
-            number(None if tflops is None else tflops / 1e3), number(value("gb_per_s")),
-            f"{percent(value('share'))} ({row['limited_by']})", number(value("torch_mib")),
-            number(value("ours_mib")), *(f"{value(n):.1e}" for n in ("peer_error", "ours_error")),
+            row["kernel"] or "-", number(None if tflops is None else tflops / 1e3),
+            number(value("gb_per_s")),
+            f"{percent(value('share'))} ({row['limited_by']})",
+            f"{percent(value('floor_share'))} ({row['floor_by']})" if row["floor_by"] else "-",
+            number(value("torch_mib")), number(value("ours_mib")), percent(value("of_torch")),
+            *(f"{value(n):.1e}" for n in ("peer_error", "ours_error")),
         ]
 
     return table(titles, (cells(row) for row in rows if row["status"] == "ok"))

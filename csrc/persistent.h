@@ -50,11 +50,20 @@ struct PersistentShape {
            tiles * (2 * pairs() + 8 * groups * columns() + 2 * received());
   }
 
+  // Beside forward's: the input's weights, where the kernel multiplies them.
+  constexpr int input_bytes(int64_t I) const { return int(4 * I) * gates() * owned(); }
+  // Beside either: whose lengths differ are 16 bytes each.
+  constexpr int columns_bytes(int tiles) const { return 16 * columns() * tiles; }
+
   constexpr int forward_bytes(int tiles) const {
     return kBarriers + constants() + ring() + partials() +
            tiles * (pairs() + 2 * columns() * state_pitch());
   }
 };
+
+// So few features are multiplied in the kernel, each time exactly, in float32: the input is read in
+// the place of pre-activations that a product of its own would write.
+constexpr int64_t kFewFeaturesOfKernel = 8;
 
 // Floats of scratch: a direction's weights in 16 bits, and a number for each row.
 constexpr int64_t packed_size(int gates, int units) {
@@ -63,8 +72,9 @@ constexpr int64_t packed_size(int gates, int units) {
 
 constexpr PersistentShape kPersistentShapes[] = {
     {Cell::gru, 64, 4, 1},   {Cell::gru, 128, 8, 1},  {Cell::gru, 256, 8, 1},
-    {Cell::gru, 256, 2, 2},  {Cell::gru, 512, 4, 2},  {Cell::lstm, 64, 4, 1},
-    {Cell::lstm, 128, 8, 1}, {Cell::lstm, 256, 4, 2}, {Cell::lstm, 512, 2, 4},
+    {Cell::gru, 256, 2, 2},  {Cell::gru, 384, 4, 2},  {Cell::gru, 512, 4, 2},
+    {Cell::lstm, 64, 4, 1},  {Cell::lstm, 128, 8, 1}, {Cell::lstm, 256, 4, 2},
+    {Cell::lstm, 512, 2, 4},
 };
 
 }  // namespace gatedrnn

@@ -160,13 +160,14 @@ constexpr double kMeetings = 0.2;         // of a block's warps, in a step backw
 // From a state to the next, without products: the exchange above all.
 double latency(int cluster) { return cluster == 1 ? 0.38 : 0.53 + 0.01 * cluster; }
 
-// How many clusters run at once; where no device has answered, what is known of one of 132
-// multiprocessors: some lie where no cluster of more than two fits.
+// How many clusters run at once, or at the least, if as many larger ones do; where no device has
+// answered, what is known of one of 132 multiprocessors: some lie where no cluster of more than two
+// fits.
 int64_t fit(const CudaProblem& p, int cluster) {
   if (cluster == 1) return p.multiprocessors;
   const bool known = p.clusters.fit[0] > 0;
   for (int k = 0; k < 4; ++k)
-    if (cluster == 2 << k && known) return p.clusters.fit[k];
+    if (cluster <= 2 << k && known) return p.clusters.fit[k];
   return cluster == 2 ? p.multiprocessors / 2 : p.multiprocessors * 15 / 16 / cluster;
 }
 
@@ -185,13 +186,16 @@ int shared_memory(int architecture) {
   }
 }
 
+bool projects(const CudaProblem& p) {
+  return p.type == Type::float32 && p.I <= kFewFeaturesOfKernel;
+}
+
 // The persistent kernel of the least predicted time, if that is less than `limit`.
 PersistentPlan persistent_of(const CudaProblem& p, bool forward, double limit) {
   constexpr int64_t kMostSequences = 1 << 24;
   const int element = p.type == Type::float32 ? 4 : 2;
   PersistentPlan best{};
-  if (p.architecture < 80 || p.packed || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences)
-    return best;
+  if (p.architecture < 80 || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences) return best;
   for (const PersistentShape& shape : kPersistentShapes) {
     const int cluster = shape.cluster();
     if (shape.gates() != p.gates || shape.units < p.H) continue;
@@ -200,7 +204,10 @@ PersistentPlan persistent_of(const CudaProblem& p, bool forward, double limit) {
     const double tile = double(shape.gates()) * shape.owned() * shape.units * shape.columns() /
                         kMultiplyAdds * kOverhead;
     for (int tiles = 1; tiles <= PersistentShape::kMostTiles; ++tiles) {
-      const int bytes = forward ? shape.forward_bytes(tiles) : shape.backward_bytes(tiles, element);
+      const int bytes =
+          (forward ? shape.forward_bytes(tiles) : shape.backward_bytes(tiles, element)) +
+          (p.packed ? shape.columns_bytes(tiles) : 0) +
+          (forward && projects(p) ? shape.input_bytes(p.I) : 0);
       if (bytes > shared_memory(p.architecture)) break;
       const int64_t clusters = p.directions * ceil_div(p.B, shape.columns() * tiles);
       const int64_t at_once = fit(p, cluster);
@@ -244,6 +251,7 @@ CudaPlan plan_cuda(const CudaProblem& p) {
     const double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
     plan.persistent_forward = persistent_of(p, true, limit);
     plan.persistent_backward = persistent_of(p, false, limit);
+    plan.projects = plan.persistent_forward.units && projects(p);
     if (plan.persistent_forward.units && plan.forward == Product::tf32)
       plan.forward = Product::half;
     if (plan.persistent_backward.units && plan.backward == Product::tf32)

@@ -86,10 +86,15 @@ struct PersistentPlan {
   int sequences;  // of a cluster
 };
 
+// Why a pass is run as it is.
+enum class Reason { predicted, measured, asked };
+
 struct CudaPlan {
   Product forward, backward;
   Tile forward_tile, backward_tile;
   PersistentPlan persistent_forward, persistent_backward;
+  bool projects;  // persistent_forward multiplies the input too
+  Reason forward_reason = Reason::predicted, backward_reason = Reason::predicted;
 };
 
 CudaPlan plan_cuda(const CudaProblem& problem);

@@ -102,6 +102,8 @@ def _output_axes(call: Call) -> list[int]:
 
 
 def _larger(call: Call, size: int) -> Call:
+    if call.lengths is not None:
+        return call._replace(lengths=call.lengths.repeat_interleave(size))
     if call.batch_sizes is None:
         return call
     return call._replace(batch_sizes=call.batch_sizes * size)

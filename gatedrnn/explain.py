@@ -18,6 +18,11 @@ _PRODUCTS = {
     "half": "tensor cores, float16 operands and float32 sums",
     "bfloat16": "tensor cores, bfloat16 operands and float32 sums",
 }
+_REASONS = {
+    "predicted": "predicted, not measured, to be fastest",
+    "measured": "measured to be fastest",
+    "asked": "asked for by the environment",
+}
 _TILES = {"narrow": "tiles of 16 sequences", "wide": "tiles of 64 sequences"}
 
 
@@ -175,13 +180,17 @@ def _gpu(
             lines.append(f"{which}: {product}; {_TILES[plan[which + '_tile']]}")
         else:
             kernels["persistent"] = (
-                "CUDA persistent kernels, one launch for all steps and directions: predicted, not "
-                "measured, to be faster"
+                "CUDA persistent kernels, one launch for all steps and directions"
             )
             lines.append(f"{which}: {product}; persistent, {units} units held by clusters of "
                          f"{cluster}, each with {plan[which + '_sequences']} sequences")
+    if plan["projects"] == "1":
+        lines[0] += ", the input multiplied with them, in float32"
     precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")
     if dtype is torch.float16:
         precision = "float16 forward, TF32 backward"
     lines.append(f"products over the whole sequence: cuBLAS, {precision}")
+    forward, backward = (_REASONS[plan[f"{which}_reason"]] for which in ("forward", "backward"))
+    same = forward == backward
+    lines.append(f"both {forward}" if same else f"forward {forward}, backward {backward}")
     return "\n    ".join(["; ".join(kernels.values()), *lines])

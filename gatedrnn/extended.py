@@ -1,17 +1,12 @@
 """What GRU and LSTM have that torch.nn's modules do not: a learned initial state, recompute, and
 further arguments of a call."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .options import PLAIN, Options
-
-__all__ = ["Extended", "Lengths"]
-
-Lengths = Tensor | Sequence[int] | None
+__all__ = ["Extended"]
 
 
 class Extended(nn.RNNBase):
@@ -55,14 +50,6 @@ class Extended(nn.RNNBase):
         learned = tuple(states) if self.mode == "LSTM" else states[0]
         again = learned if resets is not None and reset_hx is None else reset_hx
         return learned if hx is None else hx, again
-
-    def _options(
-        self, lengths: Lengths, resets: Tensor | None, reset_hx: Any, output_hidden_states: bool
-    ) -> Options:
-        plain = lengths is None and resets is None and reset_hx is None
-        if plain and not output_hidden_states and not self.recompute:
-            return PLAIN
-        return Options(lengths, resets, reset_hx, output_hidden_states, self.recompute)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -35,6 +35,7 @@ def _gru_forward(
     batch_sizes: Tensor | None,
     train: bool,
     tf32: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     d, hidden, rows = _layer(x, h0, weights[0], 3)
     kept = 4 if x.dtype.itemsize == 2 and not _on_gpu(x) else 3  # the CPU's keep n too
@@ -56,6 +57,7 @@ def _gru_backward(
     need_input: bool,
     need_weights: bool,
     tf32: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     return _gradient(x, need_input), x.new_empty(h0.shape), _gradients(weights, need_weights)
 
@@ -70,6 +72,7 @@ def _lstm_forward(
     batch_sizes: Tensor | None,
     train: bool,
     tf32: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     d, hidden, rows = _layer(x, h0, weights[0], 4)
     gates = x.new_empty([*rows, d * 4 * hidden] if train else [0])
@@ -95,6 +98,8 @@ def _lstm_backward(
     need_input: bool,
     need_weights: bool,
     tf32: bool,
+    lengths: Tensor | None = None,
+    dc: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     states = x.new_empty(h0.shape), x.new_empty(c0.shape)
     return _gradient(x, need_input), *states, _gradients(weights, need_weights)

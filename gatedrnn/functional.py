@@ -12,14 +12,14 @@ Other dtypes are left as they are.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, ops, ragged, traced, variants
-from .options import PLAIN, Options
+from .options import PLAIN, Lengths, Options, chosen
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
 
@@ -37,6 +37,11 @@ def gru(
     dropout: float = ...,
     training: bool = ...,
     batch_first: bool = ...,
+    lengths: Lengths = ...,
+    resets: Tensor | None = ...,
+    reset_hx: Tensor | None = ...,
+    output_hidden_states: Literal[False] = ...,
+    recompute: bool = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -50,7 +55,27 @@ def gru(
     dropout: float = ...,
     training: bool = ...,
     batch_first: bool = ...,
+    output_hidden_states: Literal[False] = ...,
+    recompute: bool = ...,
 ) -> tuple[PackedSequence, Tensor]: ...
+
+
+@overload
+def gru(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: Tensor | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+    lengths: Lengths = ...,
+    resets: Tensor | None = ...,
+    reset_hx: Tensor | None = ...,
+    output_hidden_states: bool,
+    recompute: bool = ...,
+) -> tuple[Any, ...]: ...
 
 
 def gru(
@@ -62,7 +87,12 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     batch_first: bool = False,
-) -> tuple[Tensor | PackedSequence, Tensor]:
+    lengths: Lengths = None,
+    resets: Tensor | None = None,
+    reset_hx: Tensor | None = None,
+    output_hidden_states: bool = False,
+    recompute: bool = False,
+) -> tuple[Any, ...]:
     """Run a stack of GRU layers over a sequence; the function under :class:`gatedrnn.GRU`.
 
     Args:
@@ -76,6 +106,8 @@ def gru(
         dropout: probability of zeroing an element of what one layer hands to the next.
         training: whether dropout is active.
         batch_first: whether the first two dimensions of a 3-D input, and of the output, are (B, T).
+        lengths, resets, reset_hx, output_hidden_states, recompute: as :class:`gatedrnn.GRU` takes
+            them; with output_hidden_states there is a third result.
 
     Returns:
         The output (T, B, D*H), laid out and packed as the input was, and the final state, laid out
@@ -94,7 +126,9 @@ def gru(
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
     sizes = checks.sizes_of("GRU", weights, 2 if bidirectional else 1)
-    return run_gru(input, weights, hx, sizes, dropout if training else 0.0, batch_first)
+    options = chosen(lengths, resets, reset_hx, output_hidden_states, recompute)
+    probability = dropout if training else 0.0
+    return run_gru(input, weights, hx, sizes, probability, batch_first, options)
 
 
 @overload
@@ -107,6 +141,11 @@ def lstm(
     dropout: float = ...,
     training: bool = ...,
     batch_first: bool = ...,
+    lengths: Lengths = ...,
+    resets: Tensor | None = ...,
+    reset_hx: tuple[Tensor, Tensor] | None = ...,
+    output_hidden_states: Literal[False] = ...,
+    recompute: bool = ...,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
 
@@ -120,7 +159,27 @@ def lstm(
     dropout: float = ...,
     training: bool = ...,
     batch_first: bool = ...,
+    output_hidden_states: Literal[False] = ...,
+    recompute: bool = ...,
 ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+
+
+@overload
+def lstm(
+    input: Tensor | PackedSequence,
+    weights: Sequence[Tensor],
+    hx: tuple[Tensor, Tensor] | None = ...,
+    *,
+    bidirectional: bool = ...,
+    dropout: float = ...,
+    training: bool = ...,
+    batch_first: bool = ...,
+    lengths: Lengths = ...,
+    resets: Tensor | None = ...,
+    reset_hx: tuple[Tensor, Tensor] | None = ...,
+    output_hidden_states: bool,
+    recompute: bool = ...,
+) -> tuple[Any, ...]: ...
 
 
 def lstm(
@@ -132,7 +191,12 @@ def lstm(
     dropout: float = 0.0,
     training: bool = False,
     batch_first: bool = False,
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+    lengths: Lengths = None,
+    resets: Tensor | None = None,
+    reset_hx: tuple[Tensor, Tensor] | None = None,
+    output_hidden_states: bool = False,
+    recompute: bool = False,
+) -> tuple[Any, ...]:
     """Run a stack of LSTM layers over a sequence; the function under :class:`gatedrnn.LSTM`.
 
     Args:
@@ -147,6 +211,8 @@ def lstm(
         dropout: probability of zeroing an element of what one layer hands to the next.
         training: whether dropout is active.
         batch_first: whether the first two dimensions of a 3-D input, and of the output, are (B, T).
+        lengths, resets, reset_hx, output_hidden_states, recompute: as :class:`gatedrnn.LSTM` takes
+            them; with output_hidden_states there is a third result.
 
     Returns:
         The output (T, B, D*P), laid out and packed as the input was, and the final states
@@ -164,7 +230,9 @@ def lstm(
         (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
     sizes = checks.sizes_of("LSTM", weights, 2 if bidirectional else 1)
-    return run_lstm(input, weights, hx, sizes, dropout if training else 0.0, batch_first)
+    options = chosen(lengths, resets, reset_hx, output_hidden_states, recompute)
+    probability = dropout if training else 0.0
+    return run_lstm(input, weights, hx, sizes, probability, batch_first, options)
 
 
 def gru_cell(

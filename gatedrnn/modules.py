@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, functional
 from .dropin import fx_call, refuse_qconfig, refuse_script, tensors_by_name
-from .extended import Extended, Lengths
+from .extended import Extended
+from .options import Lengths, chosen
 
 __all__ = ["GRU", "LSTM"]
 
@@ -89,7 +90,7 @@ class _Recurrent(Extended):
         if self.learn_initial_state:
             hx, reset_hx = self._learned_states(input, hx, resets, reset_hx)
         dropout = self.dropout if self.training else 0.0
-        options = self._options(lengths, resets, reset_hx, output_hidden_states)
+        options = chosen(lengths, resets, reset_hx, output_hidden_states, self.recompute)
         weights, sizes = self._weights(), self._sizes()
         return run(input, weights, hx, sizes, dropout, self.batch_first, options)
 

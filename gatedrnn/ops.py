@@ -314,6 +314,7 @@ def gru_layer(
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None = None,
     kernel: str = "gru",
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """One GRU layer of D directions over a sequence.
 
@@ -323,6 +324,8 @@ def gru_layer(
         weights: for each direction w_ih (3H, I), w_hh (3H, H), b_ih (3H) or None, b_hh or None.
         batch_sizes: of a packed x: (T,) int64 on the CPU, non-increasing, with sum N.
         kernel: which one of KERNELS.
+        lengths: of the sequences of a padded x that raw.takes_lengths: (B,) int64 on its GPU, at
+            least 1, at most T. x must be zero beyond them, as all results are.
 
     Returns:
         y (T, B, D*H), contiguous, or packed (N, D*H); and hn (D, B, H).
@@ -336,7 +339,7 @@ def gru_layer(
             y = results[0].unsqueeze(0)
             return y, y.clone()
     bias, present = _complete(weights, 4, 3 * h0.size(-1))
-    return _run(Call(kernel, bias, batch_sizes), (x, h0, *present))
+    return _run(Call(kernel, bias, batch_sizes, lengths), (x, h0, *present))
 
 
 def lstm_layer(
@@ -346,6 +349,7 @@ def lstm_layer(
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None = None,
     kernel: str = "lstm",
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """One LSTM layer of D directions over a sequence, as :func:`gru_layer`.
 
@@ -365,7 +369,7 @@ def lstm_layer(
             y = results[0].unsqueeze(0)
             return y, y.clone(), results[1].unsqueeze(0)
     bias, present = _complete(weights, 5, 4 * c0.size(-1))
-    return _run(Call(kernel, bias, batch_sizes), (x, h0, c0, *present))
+    return _run(Call(kernel, bias, batch_sizes, lengths), (x, h0, c0, *present))
 
 
 def gru_cell(

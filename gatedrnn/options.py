@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["PLAIN", "Options"]
+__all__ = ["PLAIN", "Lengths", "Options", "chosen"]
+
+Lengths = Tensor | Sequence[int] | None
 
 
 class Options(NamedTuple):
     """The keyword-only arguments of a module's call, and what of its attributes they join."""
 
-    lengths: Tensor | Sequence[int] | None = None
+    lengths: Lengths = None
     resets: Tensor | None = None
     reset_hx: Any = None
     output_hidden_states: bool = False
@@ -24,3 +26,17 @@ class Options(NamedTuple):
 
 
 PLAIN = Options()
+
+
+def chosen(
+    lengths: Lengths,
+    resets: Tensor | None,
+    reset_hx: Any,
+    output_hidden_states: bool,
+    recompute: bool,
+) -> Options:
+    """PLAIN itself where nothing is asked for: that is the short way through a call."""
+    plain = lengths is None and resets is None and reset_hx is None
+    if plain and not output_hidden_states and not recompute:
+        return PLAIN
+    return Options(lengths, resets, reset_hx, output_hidden_states, recompute)

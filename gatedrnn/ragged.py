@@ -8,7 +8,8 @@ other. There are two ways to compute them:
   segments are gathered, longest segment first, into the layout of a PackedSequence. The kernels
   then do no more than the steps there are, and what comes out is scattered back.
 - Masked: where the values cannot be read without waiting (lengths on a GPU) or do not exist yet (a
-  tracer's), every row runs over all T steps of an input that is zero beyond its end, the reverse
+  tracer's), the input is made zero beyond the ends. On a GPU the persistent kernels read lengths
+  themselves, and walk each row to its end; elsewhere every row runs over all T steps, the reverse
   direction over the row turned around, and the states are taken from where the row ends. Resets
   have no such form.
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, traced
+from . import checks, raw, traced
 from .options import Options
 
 __all__ = ["Masked", "Packed", "arrange"]
@@ -298,7 +299,7 @@ def _is_transformed() -> bool:
 
 
 class Masked:
-    """Every row over all T steps."""
+    """Every row over all T steps; or, where the kernels can, until its end."""
 
     batch_sizes = None
 
@@ -307,12 +308,10 @@ class Masked:
         steps, self.batch = x.shape[:2]
         self._batch_first = batch_first
         # Nobody can say what is wrong with lengths that nobody can read.
-        lengths = lengths.clamp(1, steps)
-        times = torch.arange(steps, device=input.device).unsqueeze(1)
-        self._inside = (times < lengths).unsqueeze(2)  # (T, B, 1)
+        self._lengths = lengths = lengths.clamp(1, steps)
+        self._times = torch.arange(steps, device=input.device).view(-1, 1, 1)
+        self._inside = self._times < lengths.unsqueeze(1)  # (T, B, 1)
         self._end = (lengths - 1).view(1, -1, 1)
-        # A row turned around, which does the same to its padding as to itself: it stays.
-        self._turned = torch.where(self._inside, self._end - times.unsqueeze(2), times.unsqueeze(2))
         self.x = self._cut(x)
 
     def layer(self, layer: _Layer) -> _Layer:
@@ -320,6 +319,8 @@ class Masked:
 
         def masked(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
             *states, weights, _ = rest
+            if self._stays_on_gpu() and raw.takes_lengths(x, states):
+                return layer(x, *states, weights, None, lengths=self._lengths)
             directions = states[0].size(0)
             each = len(weights) // directions
             found = []
@@ -336,6 +337,12 @@ class Masked:
             )
 
         return masked
+
+    def _stays_on_gpu(self) -> bool:
+        """Whether the ops see the tensors themselves, and the lengths are where the kernels are."""
+        if torch.compiler.is_compiling() or traced.is_recording():
+            return False
+        return not torch._C._are_functorch_transforms_active()
 
     def initial(self, name: str, states: tuple[Tensor, ...], *unused: Any) -> tuple[Tensor, ...]:
         return states
@@ -377,4 +384,6 @@ class Masked:
         return torch.where(self._inside, x, x.new_zeros(()))
 
     def _turn(self, x: Tensor) -> Tensor:
-        return x.gather(0, self._turned.expand(-1, -1, x.size(2)))
+        """A row turned around, which does the same to its padding as to itself: it stays."""
+        turned = torch.where(self._inside, self._end - self._times, self._times)
+        return x.gather(0, turned.expand(-1, -1, x.size(2)))

@@ -4,7 +4,7 @@ An op's differentiable inputs are one tuple: x, the states, the weights without 
 direction, biases only if there are any). What it is besides stands in a :class:`Call`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ __all__ = [
     "layer_reference",
     "step_backward",
     "step_forward",
+    "takes_lengths",
     "tf32_allowed",
 ]
 
@@ -55,6 +56,7 @@ class Call(NamedTuple):
     kernel: str
     bias: bool
     batch_sizes: Tensor | None  # of a packed layer
+    lengths: Tensor | None = None  # (B,) of a padded one's sequences, on a GPU
 
 
 class Kernel(NamedTuple):
@@ -93,6 +95,15 @@ def has_kernels(kernel: str, x: Tensor) -> bool:
         return x.dtype in _DTYPES and (HAS_CUDA or _emulated)
     dtypes = _CPU_CELL_DTYPES if kernel.endswith("_cell") else _DTYPES
     return x.dtype in dtypes and (x.is_cpu or x.is_meta)
+
+
+def takes_lengths(x: Tensor, states: Sequence[Tensor]) -> bool:
+    """Whether x's kernels stop where lengths on the GPU say, without anybody waiting for those."""
+    if not ((x.is_cuda and HAS_CUDA) or _emulated) or x.dtype not in _DTYPES or not x.numel():
+        return False
+    if states[0].size(-1) != states[-1].size(-1):  # projected
+        return False
+    return _ops.takes_lengths.default(x, states[0], 2 + len(states), _tf32(x))
 
 
 def _tf32(x: Tensor) -> bool:
@@ -138,7 +149,7 @@ def _allocate_again(op: Any, arguments: Any) -> None:
 def _gru_forward(call: Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, *weights = tensors
     layer = x, h0, weights, call.bias, call.batch_sizes
-    return _run(_ops.gru_forward.default, *layer, train, _tf32(x))
+    return _run(_ops.gru_forward.default, *layer, train, _tf32(x), call.lengths)
 
 
 def _gru_backward(
@@ -147,14 +158,15 @@ def _gru_backward(
     x, h0, *weights = tensors
     layer = x, h0, weights, call.bias, call.batch_sizes
     op = _ops.gru_backward.default
-    dx, dh0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights, _tf32(x))
+    flags = need_x, need_weights, _tf32(x)
+    dx, dh0, dweights = _run(op, *d, *layer, *kept, *flags, call.lengths)
     return [dx, dh0, *dweights]
 
 
 def _lstm_forward(call: Call, tensors: Tensors, train: bool) -> Tensors:
     x, h0, c0, *weights = tensors
     layer = x, h0, c0, weights, call.bias, call.batch_sizes
-    return _run(_ops.lstm_forward.default, *layer, train, _tf32(x))
+    return _run(_ops.lstm_forward.default, *layer, train, _tf32(x), call.lengths)
 
 
 def _lstm_backward(
@@ -162,8 +174,10 @@ def _lstm_backward(
 ) -> Gradients:
     x, h0, c0, *weights = tensors
     layer = x, h0, c0, weights, call.bias, call.batch_sizes
-    op = _ops.lstm_backward.default
-    dx, dh0, dc0, dweights = _run(op, *d, *layer, *kept, need_x, need_weights, _tf32(x))
+    op, flags = _ops.lstm_backward.default, (need_x, need_weights, _tf32(x))
+    # The gradient of the cell states of all steps comes last, if there is one.
+    found = _run(op, *d[:3], *layer, *kept, *flags, call.lengths, *d[3:])
+    dx, dh0, dc0, dweights = found
     return [dx, dh0, dc0, *dweights]
 
 
@@ -205,9 +219,9 @@ def layer_reference(call: Call, tensors: Tensors) -> Tensors:
             weights.append(rest[-1] if each % 2 else None)  # a projection makes the number odd
     if states == 1:
         x, h0 = tensors[:2]
-        return reference.gru_layer(x, h0, weights, call.batch_sizes)
+        return reference.gru_layer(x, h0, weights, call.batch_sizes, call.lengths)
     x, h0, c0 = tensors[:3]
-    results = reference.lstm_states(x, h0, c0, weights, call.batch_sizes)
+    results = reference.lstm_states(x, h0, c0, weights, call.batch_sizes, call.lengths)
     return results[: KERNELS[call.kernel].outputs]
 
 

@@ -98,12 +98,31 @@ def _scan(
     return outputs, now
 
 
+def _scan_padded(
+    step: _Step,
+    steps: Sequence[Tensor],
+    lengths: Tensor,
+    now: tuple[Tensor, ...],
+    weights: Sequence[Tensor | None],
+    reverse: bool,
+) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """_scan of sequences that keep their states beyond their lengths, and give out zeros there."""
+    outputs = []
+    for t in reversed(range(len(steps))) if reverse else range(len(steps)):
+        inside = (t < lengths).unsqueeze(1)
+        then = step(steps[t], *now, *weights)
+        now = tuple(torch.where(inside, *pair) for pair in zip(then, now, strict=True))
+        outputs.append(tuple(torch.where(inside, s, 0) for s in now))
+    return outputs[::-1] if reverse else outputs, now
+
+
 def _layer(
     step: _Step,
     x: Tensor,
     states: tuple[Tensor, ...],
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None,
+    lengths: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Both directions of one layer; weights per direction: w_ih, w_hh, b_ih, b_hh[, w_hr].
 
@@ -122,7 +141,11 @@ def _layer(
         assert w_ih is not None
         gx = F.linear(x, w_ih, b_ih)
         steps = gx.unbind(0) if batch_sizes is None else gx.split(batch_sizes.tolist())
-        walked, last = _scan(step, steps, tuple(s[d] for s in states), (w_hh, *rest), d == 1)
+        initial, own = tuple(s[d] for s in states), (w_hh, *rest)
+        if lengths is None:
+            walked, last = _scan(step, steps, initial, own, d == 1)
+        else:
+            walked, last = _scan_padded(step, steps, lengths, initial, own, d == 1)
         join = torch.stack if batch_sizes is None else torch.cat
         sequences.append([join(s) for s in zip(*walked, strict=True)])
         finals.append(last)
@@ -136,15 +159,20 @@ def _side_by_side(directions: tuple[Tensor, ...]) -> Tensor:
 
 
 def gru_layer(
-    x: Tensor, h0: Tensor, weights: Sequence[Tensor | None], batch_sizes: Tensor | None = None
+    x: Tensor,
+    h0: Tensor,
+    weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One GRU layer over a whole sequence.
 
-    x: (T, B, I), or packed (N, I) with batch_sizes (T,), int64 on the CPU, non-increasing, sum N.
-    h0: (D, B, H). weights: w_ih (3H, I), w_hh (3H, H), b_ih (3H) or None, b_hh (3H) or None, per
-    direction. Returns y (T, B, D*H) or (N, D*H), and hn (D, B, H). Direction 1 runs backwards.
+    x: (T, B, I), or packed (N, I) with batch_sizes (T,), int64 on the CPU, non-increasing, sum N;
+    or padded, with lengths (B,) from 1 to T. h0: (D, B, H). weights: w_ih (3H, I), w_hh (3H, H),
+    b_ih (3H) or None, b_hh (3H) or None, per direction. Returns y (T, B, D*H) or (N, D*H), and hn
+    (D, B, H). Direction 1 runs backwards.
     """
-    (y,), (hn,) = _layer(_gru_step, x, (h0,), weights, batch_sizes)
+    (y,), (hn,) = _layer(_gru_step, x, (h0,), weights, batch_sizes, lengths)
     return y, hn
 
 
@@ -171,9 +199,13 @@ def lstm_states(
     c0: Tensor,
     weights: Sequence[Tensor | None],
     batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """lstm_layer, and the cell states of all steps, (T, B, D*H) or (N, D*H)."""
-    (y, c), (hn, cn) = _layer(_lstm_step, x, (h0, c0), weights, batch_sizes)
+    """lstm_layer, and the cell states of all steps, (T, B, D*H) or (N, D*H).
+
+    lengths: as gru_layer's.
+    """
+    (y, c), (hn, cn) = _layer(_lstm_step, x, (h0, c0), weights, batch_sizes, lengths)
     return y, hn, cn, c
 
 

@@ -78,12 +78,11 @@ def _lstm_backward(
     y, gates, c = kept
     dy, dhn, dcn, *dc = d
     every = dc[0] if dc else None
-    if not _has_variants(x):
-        if every is not None:
-            return ops.reference_backward(call, tensors, d)
-        _, _, _, gates, c = KERNELS["lstm"].forward(call, tensors, True)
-        return KERNELS["lstm"].backward(call, d[:3], tensors, (y, gates, c), need_x, need_weights)
     c = c.float() if x.dtype.itemsize == 2 else c
+    if not _has_variants(x):
+        if gates.size(-1) == 0:
+            _, _, _, gates, c = KERNELS["lstm"].forward(call, tensors, True)
+        return KERNELS["lstm"].backward(call, d, tensors, (y, gates, c), need_x, need_weights)
     layer = x, h0, c0, weights, call.bias, call.batch_sizes
     op = _ops.lstm_states_backward.default
     found = raw._run(op, dy, dhn, dcn, every, *layer, y, gates, c, need_x, need_weights)

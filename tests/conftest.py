@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import background_builds
 import pytest
 import torch
 
@@ -21,6 +22,14 @@ def pytest_configure() -> None:
         torch.nn.LSTM(2, 2, proj_size=1)(torch.zeros(1, 1, 2))
         warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")  # scripts its functions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    background_builds.begin(items)
+
+
+def pytest_sessionfinish() -> None:
+    background_builds.stop()
 
 
 @pytest.fixture(scope="module")

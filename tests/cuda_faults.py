@@ -9,7 +9,7 @@ from pathlib import Path
 
 FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "launch.h", "cell.h",
          "numbers.h", "persistent.h", "persistent_pack.h", "persistent_forward.h",
-         "persistent_backward.h", "persistent_guard.h", "persistent_loop.h")
+         "persistent_backward.h", "persistent_guard.h", "persistent_lengths.h", "persistent_loop.h")
 
 FUNCTION = re.compile(r"^ {0,6}(?:[\w:<>,&*\[\]]+[ *&]+)*\(?(\w+)\)?\([^;{}]*\)(?: const)?"
                       r"(?:\s*: [\w(), ]+)?\s*\{", re.M)
@@ -210,8 +210,8 @@ def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
         yield Edit(kind, *match.span(1), f"({match[1]}) ^ 1")
     for match in re.compile(r"(?<=[( ])(?:buffer|parity)(?= \*|;)").finditer(code, start, end):
         yield Edit(kind, *match.span(), "0")
-    for match in re.compile(r"p_\.T, place_\.tiles,").finditer(code, start, end):
-        yield Edit(kind, *match.span(), "p_.T - (place_.rank == 1), place_.tiles,")
+    for match in re.compile(r"return steps\(\); }, place_\.tiles,").finditer(code, start, end):
+        yield Edit(kind, *match.span(), "return steps() - (place_.rank == 1); }, place_.tiles,")
 
 
 RULES = (synchronisation, protocol, bounds, offsets, gates, exchanges)

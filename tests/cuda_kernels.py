@@ -160,7 +160,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's run. `absent`: inputs that are null, of b_ih, b_hh, dy, dhn, dcn."""
+    """A layer's run. `absent`: inputs that are null, of b_ih, b_hh, dy, dhn, dcn, dc."""
 
     case: Case  # of the first direction
     mode: Mode
@@ -171,12 +171,15 @@ class Layer:
     only: str = ""  # the array whose gap and shift these are
     absent: frozenset[str] = frozenset()
     persistent: tuple[int, int, int] | None = None  # units, cluster, sequences
+    padded: bool = False  # the packed sequences, padded and in another order, by their lengths
+    projects: bool = False  # from the input, which the persistent kernel multiplies
 
     def __str__(self) -> str:
         case = str(self.case).replace(f"-{self.case.dtype}", "").replace(f"-I{self.case.I}", "")
         flags = [f"{self.directions}x"] if self.directions > 1 else []
         flags += [f"{name}={value}" for name in ("gap", "shift") if (value := getattr(self, name))]
         flags += [self.only] if self.only else []
+        flags += [name for name in ("padded", "projects") if getattr(self, name)]
         flags += ["no-" + "-".join(sorted(self.absent))] if self.absent else []
         kernel = "/".join(map(str, self.persistent)) if self.persistent else self.tile
         return "-".join([str(self.mode), kernel, case, *flags])
@@ -192,7 +195,14 @@ class Layer:
         every = []
         for case in self.cases():
             a = case.arrays()
-            a["projected"] = a.pop("x") @ a.pop("w_ih").T
+            x, w_ih = (a.pop(name) for name in ("x", "w_ih"))
+            if self.projects:
+                x, w_ih = (loaded(stored(value, self.mode.kind)) for value in (x, w_ih))
+                a |= {"x": x, "w_ih": w_ih}
+            a["projected"] = x @ w_ih.T
+            if case.cell == "lstm":
+                rows = len(a["dy"]), case.H
+                a["dc"] = np.random.default_rng(case.H).standard_normal(rows)
             kinds = {"projected": self.mode.wide}
             every.append({
                 name: np.zeros_like(value) if name in self.absent
@@ -203,13 +213,63 @@ class Layer:
 
 
 def sizes(case: Case) -> dict[str, object]:
-    packed = {"offsets": np.cumsum([0, *case.batch_sizes]).tolist()} if case.packed else {}
-    return {"T": case.T, "B": case.B, "H": case.H, "P": case.state, "reverse": case.reverse,
-            **packed}
+    return {"T": case.T, "B": case.B, "I": case.I, "H": case.H, "P": case.state,
+            "reverse": case.reverse}
 
 
-def rows_of(case: Case, width: int) -> tuple[int, ...]:
-    return (sum(case.batch_sizes), width) if case.packed else (case.T, case.B, width)
+class AsTheyAre:
+    """Rows and sequences where the case has them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        offsets = np.cumsum([0, *case.batch_sizes]).tolist()
+        self.arrays: dict[str, object] = {"offsets": offsets} if case.packed else {}
+
+    def shape(self, width: int) -> tuple[int, ...]:
+        case = self.case
+        return (sum(case.batch_sizes), width) if case.packed else (case.T, case.B, width)
+
+    def rows(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(self.shape(value.shape[-1]))
+
+    def sequences(self, value: np.ndarray) -> np.ndarray:
+        return value
+
+    def back(self, value: np.ndarray) -> np.ndarray:
+        return value.reshape(-1, value.shape[-1])
+
+
+class Padded(AsTheyAre):
+    """The rows of a packed case in steps of the whole batch amid NaN, its sequences shuffled."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.order = np.random.default_rng(case.B).permutation(case.B)  # longest first
+        self.at = (np.repeat(np.arange(case.T), case.batch_sizes),
+                   np.concatenate([self.order[:n] for n in case.batch_sizes]))
+        lengths = np.bincount(self.at[1])
+        self.arrays = {"lengths": lengths.astype(np.int64), "order": self.order.astype(np.int64)}
+
+    def shape(self, width: int) -> tuple[int, ...]:
+        return self.case.T, self.case.B, width
+
+    def rows(self, value: np.ndarray) -> np.ndarray:
+        padded = np.full(self.shape(value.shape[-1]), np.nan)
+        padded[self.at] = value
+        return padded
+
+    def sequences(self, value: np.ndarray) -> np.ndarray:
+        shuffled = np.empty_like(value)
+        shuffled[self.order] = value
+        return shuffled
+
+    def back(self, value: np.ndarray) -> np.ndarray:
+        if value.ndim == 2:
+            return value[self.order]
+        outside = np.ones(value.shape[:2], bool)
+        outside[self.at] = False
+        assert np.isnan(loaded(value[outside])).all(), "written beyond the end of a sequence"
+        return value[self.at]
 
 
 class Placed:
@@ -217,18 +277,21 @@ class Placed:
 
     def __init__(self, layer: Layer, case: Case, memory: Memory) -> None:
         self.layer, self.case, self.memory = layer, case, memory
-        self.arrays: dict[str, object] = sizes(case)
+        self.layout = (Padded if layer.padded else AsTheyAre)(case)
+        self.arrays: dict[str, object] = sizes(case) | self.layout.arrays
         self.wanted: list[str] = []
 
     def inputs(self, kind: str, **arrays: np.ndarray) -> None:
         for name, value in arrays.items():
             if name not in self.layer.absent:
+                if name in ("h0", "c0", "dhn", "dcn"):
+                    value = self.layout.sequences(value)
                 self.arrays[name] = self.memory.input(stored(value, kind), name=name)
 
     def input_rows(self, kind: str, **arrays: np.ndarray) -> None:
         for name, value in arrays.items():
             if name not in self.layer.absent:
-                value = stored(value, kind).reshape(rows_of(self.case, value.shape[-1]))
+                value = stored(self.layout.rows(value), kind)
                 self.arrays[name] = self.memory.input(value, rows=True, name=name)
 
     def outputs(self, kind: str, wanted: bool = True, **widths: int) -> None:
@@ -239,7 +302,7 @@ class Placed:
 
     def output_rows(self, kind: str, **widths: int) -> None:
         for name, width in widths.items():
-            self.arrays[name] = self.memory.output(rows_of(self.case, width), kind, True, name)
+            self.arrays[name] = self.memory.output(self.layout.shape(width), kind, True, name)
             self.wanted.append(name)
 
     def one_step(self, kind: str, **widths: int) -> None:
@@ -253,9 +316,12 @@ class Placed:
         if self.layer.persistent:
             size = kernels.packed_size(self.case.gates, self.layer.persistent[0])
             self.arrays["packed"] = self.memory.output((size,), "float32", name="packed")
+            if self.case.packed and not self.layer.padded:
+                size = self.case.T + self.case.B
+                self.arrays["places"] = self.memory.output((size,), "int64", name="places")
 
     def results(self) -> Arrays:
-        return {name: loaded(a.reshape(-1, a.shape[-1]))
+        return {name: loaded(self.layout.back(a))
                 for name in self.wanted if isinstance(a := self.arrays[name], np.ndarray)}
 
 
@@ -266,7 +332,11 @@ def run_forward(kernels, layer: Layer, arrays: list[Arrays] | None = None, train
     for case, a in zip(layer.cases(), arrays or layer.arrays(), strict=True):
         H, P, lstm = case.H, case.state, case.cell == "lstm"
         d = Placed(layer, case, memory)
-        d.input_rows(mode.wide, projected=a["projected"])
+        if layer.projects:
+            d.input_rows(mode.kind, x=a["x"])
+            d.inputs(mode.kind, w_ih=a["w_ih"])
+        else:
+            d.input_rows(mode.wide, projected=a["projected"])
         d.inputs(mode.kind, **{name: a[name] for name in ("w_hh", "b_ih", "b_hh", "h0")})
         d.output_rows(mode.kind, y=P)
         d.outputs(mode.kind, hn=P)
@@ -298,7 +368,10 @@ def run_backward(kernels, layer: Layer, saved: list[Arrays], arrays: list[Arrays
     for case, a, s in zip(layer.cases(), arrays or layer.arrays(), saved, strict=True):
         H, P, lstm = case.H, case.state, case.cell == "lstm"
         d = Placed(layer, case, memory)
-        d.inputs(mode.grad, w_hh_t=a["w_hh"].T)
+        if layer.persistent:
+            d.inputs(mode.kind, w_hh=a["w_hh"])
+        else:
+            d.inputs(mode.grad, w_hh_t=a["w_hh"].T)
         d.inputs(mode.kind, **{name: a[name] for name in ("h0", "dhn")})
         d.input_rows(mode.kind, y=s["y"], gates=s["gates"], dy=a["dy"])
         d.output_rows(mode.grad, dgates=4 * H)
@@ -308,6 +381,7 @@ def run_backward(kernels, layer: Layer, saved: list[Arrays], arrays: list[Arrays
         if lstm:
             d.inputs(mode.kind, c0=a["c0"], dcn=a["dcn"])
             d.input_rows(mode.wide, c=s["c"])
+            d.input_rows(mode.kind, dc=a["dc"])
             d.outputs(mode.wide, wanted=False, carry_c=H)
             d.outputs(mode.kind, dc0=H)
         else:
@@ -402,7 +476,7 @@ def backward(case: Case, a: Arrays, saved: Arrays, rounding=exact, ours: Arrays 
             if case.P:
                 out["dh"][rows], out["hidden"][rows] = d, o * np.tanh(c)
                 d = rounding(ours["dh"][rows] if ours else d) @ rounding(a["w_hr"])
-            whole = dc[:n] + d * o * (1 - np.tanh(c) ** 2)
+            whole = dc[:n] + a["dc"][rows] + d * o * (1 - np.tanh(c) ** 2)
             da = [whole * g * (i * (1 - i)), whole * c_prev * (f * (1 - f)),
                   whole * i * (1 - g * g), d * np.tanh(c) * (o * (1 - o))]
             dc[:n] = whole * f

@@ -48,7 +48,8 @@ PHASES = {
 }
 PREFIX = "#include <algorithm>\n#include <atomic>\n#include <cmath>\n#include \"cuda_emulator.h\"\n"
 SHARED = ("product.h", "step_forward.h", "step_backward.h", "persistent.h", "persistent_pack.h",
-          "persistent_forward.h", "persistent_backward.h", "persistent_guard.h")  # between threads
+          "persistent_forward.h", "persistent_backward.h", "persistent_guard.h",
+          "persistent_lengths.h")  # between threads
 # Small ones in the place of persistent.h's: clusters of two blocks, of four whose warps share k,
 # and a lone block.
 SHAPES = ("{Cell::gru, 64, 2, 1}, {Cell::gru, 128, 2, 4}, {Cell::lstm, 64, 1, 2}, "

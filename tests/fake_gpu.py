@@ -5,6 +5,7 @@ import csv
 import torch
 
 from benchmarks import cuda_device, run, timing
+from benchmarks.floor import Machine
 
 TINY = "3,4,5,6,2"
 ABOUT = {"device": "Fake GPU 9000", "driver": "1.2", "sm_mhz": "1980", "memory_mhz": "3201",
@@ -33,6 +34,9 @@ class FakeGpu(cuda_device.Gpu):
 
     def copy_rate(self):
         return 4e12
+
+    def machine(self):
+        return Machine(90, 132, 1.98e9, self.product_rate, self.copy_rate())
 
 
 def install(monkeypatch, tmp_path):

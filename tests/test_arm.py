@@ -5,9 +5,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import background_builds
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def output(*command):
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    output(sys.executable, "setup.py", "-q", "build_arm")
+    background_builds.wait("arm")
 
 
 @pytest.fixture(scope="module")

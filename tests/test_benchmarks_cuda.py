@@ -33,9 +33,14 @@ def test_ten_layers_and_a_grid(capsys):
     assert len(names) == len(set(names)) == 10
     assert names[0] == "GRU 1024,90,5,256,2"  # the article's
     assert {name.split()[0] for name in names} == {"GRU", "LSTM"}
-    sizes = itertools.product((64, 128, 192, 256, 512, 1024), (1, 16, 64, 256, 1024))
-    expected = {f"{cell} {B},128,{H},{H},1" for H, B in sizes for cell in ("GRU", "LSTM")}
+    sizes = itertools.product((1, 16, 64, 256, 1024), (90, 256, 1024),
+                              (64, 128, 256, 512, 1024, 2048))
+    expected = {f"{cell} {B},{T},{H},{H},1" for B, T, H in sizes for cell in ("GRU", "LSTM")}
     assert set(listed(capsys, "--suite", "grid")) == expected
+    special = listed(capsys, "--suite", "special")
+    assert len(special) == len(set(special)) == 15
+    assert {name.rsplit(" ", 1)[0] for name in special} < expected
+    assert names == listed(capsys, "--suite", "baseline")[:10]
     assert listed(capsys, "--suite", "cells", "--cases", "LSTMCell 64,64") == ["LSTMCell 64,64,64"]
 
 
@@ -43,7 +48,8 @@ def test_ten_layers_and_a_grid(capsys):
     ("arguments", "words"),
     [
         (["--suite", "grid"], "on cpu the suites are layers, ragged, cells, kernels"),
-        (["--device", "cuda", "--suite", "kernels"], "on cuda the suites are layers, cells, grid"),
+        (["--device", "cuda", "--suite", "kernels"],
+         "on cuda the suites are layers, cells, grid, special"),
         (["--dtype", "float16"], "on the CPU --dtype is one of float32, float64, bfloat16"),
         (["--dtype", "float32", "float64"], "on the CPU --dtype is one of"),
         (["--device", "cuda", "--cases", "nothing"], "no case has such a name"),
@@ -80,10 +86,17 @@ def test_end_to_end(file, capsys):
         assert float(row["ours_p20_ms"]) <= float(row["ours_ms"]) <= float(row["ours_p80_ms"])
         names = ("torch_ms", "ratio", "gflops", "gb_per_s", "share", "ours_error", "peer_error")
         assert min(float(row[name]) for name in names) > 0
-        assert row["ours_mib"] == row["torch_mib"] == "7.5"
+        # Four steps in each of two layers, forward and backward.
+        assert row["floor_by"] == "latency"
+        passes = 1 if row["pass"] == "inference" else 2
+        assert float(row["floor_ms"]) == pytest.approx(passes * 2 * 4 * 0.35e-3, rel=0.01)
+        assert float(row["floor_share"]) == pytest.approx(
+            float(row["floor_ms"]) / float(row["ours_ms"]), rel=1e-4)
+        assert row["ours_mib"] == row["torch_mib"] == "7.5" and row["of_torch"] == "1"
         assert int(row["rounds"]) >= run.GPU_QUICK.rounds
     out = capsys.readouterr().out
     assert "SM at 1980 MHz" in out and "L2 cold" in out and "driver 1.2" in out
+    assert "132 SM" in out and "% latency" in out and "7.5 - 7.5, 100 %" in out
     page = file.with_suffix(".md").read_text()
     assert "# Times on Fake GPU 9000" in page and "- L2: cold" in page and "- commit: abc" in page
     assert f"| GRU {TINY} | {float(rows[0]['ratio']):.2f} | {float(rows[1]['ratio']):.2f} |" in page
@@ -98,6 +111,38 @@ def test_cells_and_every_dtype_in_a_file_of_choice(tmp_path):
         (cell, dtype, "warm") for cell in ("GRUCell", "LSTMCell") for dtype in ("float64", "tf32")
     ]
     assert path.with_suffix(".md").exists()
+
+
+def test_special_layers(file):
+    """Both take the same packed batch; operations and bytes are those of the steps there are."""
+    assert bench("--suite", "special", "--dtype", "float32", shape="5,4,6,8,2") == 0
+    rows = read(file)
+    assert [(r["case"], r["pass"]) for r in rows] == [
+        (f"{cell} 5,4,6,8,2 {feature}", pass_)
+        for feature, cells in (("bidirectional", ("GRU", "LSTM")), ("packed", ("GRU", "LSTM")),
+                               ("projected", ("LSTM",)))
+        for cell in cells for pass_ in ("inference", "training")]
+    assert {row["status"] for row in rows} == {"ok"}
+    assert min(float(row["floor_share"]) for row in rows) > 0
+
+
+def test_what_special_layers_multiply_and_move():
+    plain = cases.Layer("LSTM", B=5, T=4, I=6, H=8, L=2)
+    two, packed, projected = (cases.Special("LSTM", 5, 4, 6, 8, 2, feature)
+                              for feature in ("bidirectional", "packed", "projected"))
+    steps = sum(packed.lengths)
+    assert 4 < steps < 20 and packed.lengths[-2:] == [1, 4] and packed.share == steps / 20
+    assert (plain.rows, packed.rows, two.inputs, projected.inputs) == (
+        20, steps, [6, 16], [6, 4])
+
+    def multiply_adds(case):
+        return limits.flops(limits.forward_products(case)) // 2 // 20
+
+    assert multiply_adds(plain) == multiply_adds(packed) == 32 * (6 + 8 + 8 + 8)
+    assert multiply_adds(two) == 2 * 32 * (6 + 8 + 16 + 8)
+    assert multiply_adds(projected) == 32 * (6 + 4 + 4 + 4) + 2 * 4 * 8
+    assert limits.moved(packed, False, 4) == 4 * (steps * (6 + 3 * 8) + 32 * (6 + 3 * 8))
+    assert limits.moved(projected, False, 4) == 4 * (20 * (6 + 3 * 4) + 32 * 18 + 2 * 32)
 
 
 def test_rows_that_are_there_are_not_measured_again(file, capsys, monkeypatch):

@@ -53,7 +53,7 @@ REDUCED = {"tf32": 2e-3, "scaled": 2e-3, "float16": 3e-3, "bfloat16": 2.4e-2}
 # So many units have more stages of k than any pipeline has, and no whole number of them.
 DEEP = {"float32": 164, "float64": 84, "float16": 296, "bfloat16": 296}
 
-EVERYTHING = frozenset(("b_ih", "b_hh", "dy", "dhn", "dcn"))
+EVERYTHING = frozenset(("b_ih", "b_hh", "dy", "dhn", "dcn", "dc"))
 
 
 def layers():
@@ -314,7 +314,7 @@ def turing(tmp_path_factory):
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas",
              "-DGATEDRNN_EMULATE", "-DGATEDRNN_ARCHITECTURE=750", "-Itests/cuda_emulator",
              *(word for path in includes for word in ("-isystem", path)), "-x", "c++", "-c"]
-    names = ["csrc/plan.cpp", "csrc/bindings/numpy_cuda.cpp",
+    names = ["csrc/plan.cpp", "csrc/measured.cpp", "csrc/bindings/numpy_cuda.cpp",
              "tests/cuda_emulator/cuda_emulator.cpp"]
     sources = [*(ROOT / "csrc/cuda").glob("*.cu"), *(ROOT / name for name in names)]
 
@@ -358,6 +358,7 @@ def test_oracle_is_the_reference(case):
     makes of the gates' gradients."""
     a = case.arrays()
     a["projected"] = a["x"] @ a["w_ih"].T
+    a["dc"] = np.zeros((len(a["dy"]), case.H))
     saved, theirs = forward(case, a), kernel_reference.forward(case, a)
     theirs |= kernel_reference.backward(case, a, theirs)
     ours = saved | backward(case, a, saved)

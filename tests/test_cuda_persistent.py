@@ -5,6 +5,7 @@ what is their own: exchange inside clusters, scaled operands of float16, states 
 from dataclasses import replace
 from itertools import product
 
+import cuda_kernels
 import numpy as np
 import pytest
 from cuda_kernels import (
@@ -25,7 +26,8 @@ from test_cuda_kernels import EVERYTHING, check_nan_and_infinity, differing, hol
 
 kernels = load_kernels()
 # Units, blocks of a cluster, and sequences that are walked together.
-SHAPES = {"gru": [(64, 1, 8), (128, 1, 8), (256, 2, 8), (256, 8, 8), (512, 8, 8)],
+SHAPES = {"gru": [(64, 1, 8), (128, 1, 8), (256, 2, 8), (256, 8, 8), (384, 6, 8),
+                (512, 8, 8)],
           "lstm": [(64, 1, 8), (128, 1, 8), (256, 4, 8), (512, 16, 16)]}
 
 
@@ -35,18 +37,26 @@ def layers():
     for cell, shapes in SHAPES.items():
         for (units, cluster, tile), mode in product(shapes, PERSISTENT_MODES):
             def layer(T, B, H, tiles=1, cell=cell, units=units, cluster=cluster, tile=tile,
-                      mode=mode, reverse=False, **options):
-                return Layer(Case(cell, "float64", T, B, 3, H, None, reverse), mode, "narrow",
-                             persistent=(units, cluster, tiles * tile), **options)
+                      mode=mode, reverse=False, packed=False, **options):
+                case = Case(cell, "float64", T, B, 3, H, None, reverse, packed)
+                return Layer(case, mode, "narrow", persistent=(units, cluster, tiles * tile),
+                             **options)
 
             yield layer(1, 1, units)
             yield layer(4, tile + 3, units - 7, tiles=2, reverse=True)
             if units <= 256:
                 yield layer(3, 2 * tile + 1, units - 30, directions=2, gap=2)
                 yield layer(5, 3, units // 2 + 1, shift=1, absent=EVERYTHING)
+                yield layer(4, 2 * tile + 3, units - 7, tiles=2, packed=True, directions=2)
+                if mode is SCALED:
+                    yield layer(6, tile + 3, units - 7, tiles=2, projects=True, directions=2, gap=1)
+            elif mode is SCALED:
+                yield layer(3, tile + 1, units - 7, packed=True, projects=True)
             if units == 64:
                 yield layer(7, 3 * tile, units, tiles=3, absent=EVERYTHING - {"dhn", "b_hh"})
                 yield layer(2, 5, 1)
+                yield layer(5, 2 * tile, 9, packed=True, reverse=True, shift=2, absent=EVERYTHING)
+                yield layer(5, tile - 1, 33, packed=True, absent=EVERYTHING - {"dhn", "dy"}, gap=1)
 
 
 LAYERS = list(layers())
@@ -76,19 +86,74 @@ def test_layer(layer):
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.directions == 2], ids=str)
 def test_launches(layer):
-    """Packing and walking, whatever the steps and directions; of float32 a guard besides."""
+    """Packing and walking, whatever the steps and directions; of float32 a guard besides, and of
+    packed data, in either pass, where its rows are."""
     start = kernels.launches()
     saved = run_forward(kernels, layer)
     between = kernels.launches()
     run_backward(kernels, layer, saved)
-    assert between - start == (3 if layer.mode is SCALED else 2)
-    assert kernels.launches() - between == 2
+    assert between - start == 2 + (layer.mode is SCALED) + layer.case.packed
+    assert kernels.launches() - between == 2 + layer.case.packed
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.case.packed], ids=str)
+def test_padded_is_as_packed(layer):
+    """The same bits, from NaN beyond the ends, where nothing is written."""
+    padded = replace(layer, padded=True)
+    saved, grads = run(layer)
+    for schedule in (SCHEDULES[0], SCHEDULES[3]):
+        kernels.set_schedule(*schedule)
+        again, grads_again = run(padded)
+        assert not differing(saved, again) and not differing(grads, grads_again), schedule
+
+
+@pytest.mark.parametrize("T", [479, 480, 481, 962])
+def test_packed_steps_beyond_those_of_a_launch(T):
+    layer = Layer(Case("gru", "float64", T, 3, 3, 2, None, True, True), SCALED16, "narrow",
+                  persistent=(64, 1, 8))
+    saved, grads = run(layer)
+    hold(layer, layer.arrays(), saved, grads)
+
+
+def test_lengths_that_nobody_can_check(monkeypatch):
+    """They are taken as the nearest that can be."""
+    class Wild(cuda_kernels.Padded):
+        def __init__(self, case):
+            super().__init__(case)
+            lengths = self.arrays["lengths"]
+            lengths[lengths == case.T], lengths[lengths == 1] = 2**40, -7
+
+    for cell in SHAPES:
+        layer = Layer(Case(cell, "float64", 3, 9, 3, 5, None, True, True), SCALED, "narrow",
+                      persistent=(64, 1, 16), padded=True)
+        saved, grads = run(layer)
+        with monkeypatch.context() as patch:
+            patch.setattr(cuda_kernels, "Padded", Wild)
+            again, grads_again = run(layer)
+        assert not differing(saved, again) and not differing(grads, grads_again)
+
+
+@pytest.mark.parametrize("cell", SHAPES)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("projects", [False, True])
+def test_lengths_and_states_beyond_float16(cell, padded, projects):
+    """Whoever walks in float32 ends where the others do, and from the same input."""
+    layer = Layer(Case(cell, "float64", 4, 9, 3, 41, None, False, True), SCALED, "narrow",
+                  directions=2, persistent=(64, 1, 16), padded=padded, projects=projects)
+    every = layer.arrays()
+    for a in every:
+        a["h0"][[0, 5, 8], 3] = 4e4
+    for case, a, s in zip(layer.cases(), every, run_forward(kernels, layer, every), strict=True):
+        oracle = forward(case, a, ours=s)
+        for name, value in s.items():
+            np.testing.assert_allclose(value, oracle[name], 2e-3, 2e-3, name)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(("layer", "place"), [
     pytest.param(replace(layer, absent=frozenset(), shift=0), place, id=f"{layer}-{place}")
-    for layer in LAYERS if layer.shift for place in ("h0", "w_hh", "projected", "dy")
+    for layer in LAYERS if layer.shift and not layer.case.packed
+    for place in ("h0", "w_hh", "projected", "dy")
     if layer.mode is not SCALED or place != "h0"  # a sequence that begins so is another kernel's
 ])
 def test_nan_and_infinity(layer, bad, place):
@@ -135,8 +200,8 @@ def test_weights_of_any_size():
 @pytest.mark.parametrize("cell", SHAPES)
 def test_gradients_of_any_size(cell):
     """Each sequence has a scale of its own, in every step."""
-    layer = Layer(Case(cell, "float64", 5, 9, 3, 200), SCALED, "narrow", absent={"dhn", "dcn"},
-                  persistent=SHAPES[cell][2])
+    layer = Layer(Case(cell, "float64", 5, 9, 3, 200), SCALED, "narrow",
+                  absent={"dhn", "dcn", "dc"}, persistent=SHAPES[cell][2])
     (a,) = layer.arrays()
     size = np.float64(2) ** np.array([-60, -30, -10, 0, 5, 20, 60, 90, 0])
     size = np.tile(size, (5, 1))

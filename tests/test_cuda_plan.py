@@ -122,7 +122,9 @@ def test_known_shapes(shape, device, tiles):
                                    {"B": 0, "H": 0, "features": 0, "T": 0}], ids=str)
 def test_empty_problems_have_a_plan(shape, device):
     p = plan(device=device, **shape)
-    assert set(p) == {"forward", "backward", "forward_tile", "backward_tile", *PERSISTENT}
+    assert set(p) == {"forward", "backward", "forward_tile", "backward_tile", "projects",
+                      *PERSISTENT, "forward_reason", "backward_reason"}
+    assert not p["projects"]
     assert persistent(p) == (STEP, STEP)
     assert products(p) == ("fma", "fma")
 
@@ -152,7 +154,7 @@ def test_persistent_kernels_hold_what_is_asked(device):
 
 
 @pytest.mark.parametrize("change", [
-    {"packed": True}, {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 513},
+    {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 513},
     {"device": (75, 40)},
 ], ids=str)
 def test_what_the_step_kernels_keep(change):
@@ -168,6 +170,7 @@ def test_what_the_step_kernels_keep(change):
     ({"B": 16, "H": 512, "T": 1024, "kind": "bfloat16"}, [512, 8, 8], [512, 8, 8]),
     ({"B": 64, "H": 512, "T": 256}, [512, 8, 8], [512, 8, 8]),
     ({"B": 16, "H": 500, "T": 256, "gates": 4}, [512, 16, 16], [512, 16, 16]),
+    ({"B": 64, "H": 384, "T": 256}, [384, 6, 8], [384, 6, 8]),
     ({"B": 1024, "H": 128, "T": 256}, [128, 1, 8], [128, 1, 8]),
     ({"B": 1024, "H": 512}, [512, 8, 40], [512, 8, 40]),
     ({"B": 4096, "H": 600}, STEP, STEP),
@@ -175,6 +178,27 @@ def test_what_the_step_kernels_keep(change):
 def test_known_persistent_shapes(shape, forward, backward):
     shape = {"T": 90, "tf32": True} | shape
     assert persistent(plan(device=(90, 132), **shape)) == (forward, backward)
+
+
+def test_lengths_change_no_more_than_the_memory_they_take():
+    """Nothing at all where a block has that to spare."""
+    same = 0
+    for B, H, gates, (kind, tf32) in product(BATCHES, WIDTHS, (3, 4), KINDS):
+        shape = {"kind": kind, "tf32": tf32, "T": 1000, "gates": gates}
+        for one, other in zip(*(persistent(plan(B, H, (90, 132), packed=packed, **shape))
+                                for packed in (False, True)), strict=True):
+            assert one[0] == other[0] and other[2] <= one[2]
+            same += one == other
+    assert same > 0.9 * 2 * 2 * len(BATCHES) * len(WIDTHS) * len(KINDS)
+
+
+@pytest.mark.parametrize(("shape", "projects"), [
+    ({}, True), ({"features": 8}, True), ({"features": 9}, False), ({"kind": "float16"}, False),
+    ({"kind": "bfloat16"}, False), ({"tf32": False}, False), ({"H": 513}, False),
+], ids=str)
+def test_few_features_are_multiplied_in_the_persistent_kernel(shape, projects):
+    shape = {"B": 16, "H": 512, "device": (90, 132), "tf32": True, "T": 1000} | shape
+    assert plan(**shape)["projects"] is projects
 
 
 def test_clusters_that_the_device_does_not_fit_are_not_chosen():

@@ -1,5 +1,7 @@
 """gatedrnn.explain: what it says is what plan.cpp decides, for CPU tensors and for any GPU."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
@@ -77,6 +79,21 @@ def test_kernels_and_tiles_can_be_told(monkeypatch, precision):
         gatedrnn.explain(gru, x, **H200)
 
 
+def test_why_a_kernel_is_chosen(monkeypatch, precision):
+    precision("tf32")
+    gru, x = gatedrnn.GRU(5, 64), torch.zeros(9, 4, 5)
+    assert "both predicted, not measured, to be fastest" in gatedrnn.explain(gru, x, **H200)
+    explained = sys.modules[gatedrnn.explain.__module__]
+    values = explained._values
+    with monkeypatch.context() as patch:  # no GPU has been measured
+        patch.setattr(explained, "_values",
+                      lambda plan: values(plan) | {"backward_reason": "measured"})
+        assert gatedrnn.explain(gru, x, **H200).splitlines()[-1].strip() == (
+            "forward predicted, not measured, to be fastest, backward measured to be fastest")
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
+    assert "both asked for by the environment" in gatedrnn.explain(gru, x, **H200)
+
+
 def test_a_pass_alone_may_be_persistent(precision):
     precision("tf32")
     text = gatedrnn.explain(gatedrnn.GRU(5, 64), torch.zeros(5, 16, 5), **H200)
@@ -87,10 +104,10 @@ def test_a_pass_alone_may_be_persistent(precision):
     assert "CUDA persistent kernels" in text
 
 
-def test_packed_sequences_take_step_kernels(precision):
+def test_packed_sequences_take_persistent_kernels_too(precision):
     precision("tf32")
     x = pack_sequence([torch.zeros(9, 5), torch.zeros(4, 5)])
-    assert "persistent" not in gatedrnn.explain(gatedrnn.GRU(5, 64), x, **H200)
+    assert "persistent" in gatedrnn.explain(gatedrnn.GRU(5, 64), x, **H200)
 
 
 def test_projection_takes_two_launches():

@@ -359,3 +359,42 @@ def test_signature_of_torch_stands(cell):
     torch.manual_seed(0)
     assert m.state_dict().keys() == cell(IN, H, num_layers=2).state_dict().keys()
     assert torch.equal(torch.rand(3), after)
+
+
+@layers
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cut", [None, *CUTS])
+def test_functions_take_what_modules_take(theirs, ours, batch_first, cut):
+    m = ours(IN, H, num_layers=2, bidirectional=True, batch_first=batch_first, recompute=True)
+    function = getattr(gatedrnn.functional, ours.__name__.lower())
+    x, hx, weights = batch(m), hidden(m, B), list(m.parameters())
+    asked = {**(given(m, cut) if cut else {}), "output_hidden_states": True}
+    if cut in ("resets", "both"):
+        asked["reset_hx"] = hidden(m, B)
+    result = function(x, weights, hx, bidirectional=True, batch_first=batch_first, recompute=True,
+                      **asked)
+    expected = m(x, hx, **asked)
+    assert len(result) == 3
+    for p, q in zip(tensors(result), tensors(expected), strict=True):
+        assert torch.equal(p, q)
+    assert len(function(x, weights, hx, bidirectional=True, batch_first=batch_first)) == 2
+
+
+@layers
+def test_functions_recompute(theirs, ours):
+    """What is kept for backward is less, as with the module that is told so."""
+    function = getattr(gatedrnn.functional, ours.__name__.lower())
+    m, x = ours(IN, H), torch.randn(T, B, IN)
+
+    def kept(recompute):
+        sizes = []
+
+        def note(tensor):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            function(x, list(m.parameters()), recompute=recompute)
+        return sum(sizes)
+
+    assert kept(True) < kept(False)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import background_builds
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +46,7 @@ def sanitized(*arguments):
 
 @pytest.fixture(scope="module")
 def kernels():
-    build = subprocess.run([sys.executable, "setup.py", "-q", "build_kernels"], cwd=ROOT,
-                           env={**os.environ, "GATEDRNN_SANITIZE": "1"}, capture_output=True,
-                           text=True, check=False)
-    assert build.returncode == 0, build.stdout + build.stderr
+    background_builds.wait("kernels")
     return FOLDER
 
 

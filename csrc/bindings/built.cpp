@@ -63,6 +63,8 @@ std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int
   };
   pass("forward", p.forward, p.forward_tile, p.persistent_forward);
   pass("backward", p.backward, p.backward_tile, p.persistent_backward);
+  text << "projects=" << p.projects << " forward_reason=" << name_of(p.forward_reason)
+       << " backward_reason=" << name_of(p.backward_reason);
   return text.str();
 }
 

@@ -118,6 +118,11 @@ inline Layer layer_of(Cell cell, const Tensor& x, const Tensor& h0, const Tensor
   return l;
 }
 
+// Of padded sequences, which on the CPU are packed, or masked, by who calls.
+inline void expect_no_lengths(const OptionalTensor& lengths) {
+  expect(!lengths, "lengths are for CUDA tensors");
+}
+
 inline Plan plan_of(const Layer& l, int threads) {
   return cpu_plan_of(l.sizes(0), l.G, l.D, l.x.scalar_type(), threads);
 }

@@ -100,7 +100,9 @@ LayerGradients backward(const Layer& l, const OptionalTensor& dy, const Optional
 std::tuple<Tensor, Tensor, Tensors> gru_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
     const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
-    const Tensor& gates, bool need_input, bool need_weights, bool /* tf32 */) {
+    const Tensor& gates, bool need_input, bool need_weights, bool /* tf32 */,
+    const OptionalTensor& lengths) {
+  expect_no_lengths(lengths);
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerGradients g = backward(l, dy, dhn, std::nullopt, std::nullopt, h0, std::nullopt, y, gates,
                               std::nullopt, need_input, need_weights);
@@ -121,9 +123,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cpu(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcn, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
-    bool need_input, bool need_weights, bool /* tf32 */) {
-  return lstm_states_backward_cpu(dy, dhn, dcn, std::nullopt, x, h0, c0, weights, bias, batch_sizes,
-                                  y, gates, c, need_input, need_weights);
+    bool need_input, bool need_weights, bool /* tf32 */, const OptionalTensor& lengths,
+    const OptionalTensor& dc) {
+  expect_no_lengths(lengths);
+  return lstm_states_backward_cpu(dy, dhn, dcn, dc, x, h0, c0, weights, bias, batch_sizes, y, gates,
+                                  c, need_input, need_weights);
 }
 
 }  // namespace

@@ -82,7 +82,8 @@ LayerOutput forward(const Layer& l, const Tensor& h0, const OptionalTensor& c0, 
 std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor& h0,
                                                    const Tensors& weights, bool bias,
                                                    const OptionalTensor& batch_sizes, bool train,
-                                                   bool /* tf32 */) {
+                                                   bool /* tf32 */, const OptionalTensor& lengths) {
+  expect_no_lengths(lengths);
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
   LayerOutput out = forward(l, h0, std::nullopt, train ? Keep::gates : Keep::nothing);
   return {out.y, out.hn, out.gates};
@@ -90,7 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> gru_forward_cpu(const Tensor& x, const Tensor
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_forward_cpu(
     const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
-    const OptionalTensor& batch_sizes, bool train, bool /* tf32 */) {
+    const OptionalTensor& batch_sizes, bool train, bool /* tf32 */, const OptionalTensor& lengths) {
+  expect_no_lengths(lengths);
   const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
   check(c0, "c0", x.scalar_type(), {l.D, l.B, l.H});
   LayerOutput out = forward(l, h0, c0, train ? Keep::gates : Keep::nothing);

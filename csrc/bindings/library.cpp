@@ -5,20 +5,23 @@
 STABLE_TORCH_LIBRARY_FRAGMENT(GATEDRNN_OPS, m) {
   m.def(
       "gru_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, Tensor? batch_sizes, "
-      "bool train, bool tf32) -> (Tensor y, Tensor hn, Tensor gates)");
+      "bool train, bool tf32, Tensor? lengths=None) -> (Tensor y, Tensor hn, Tensor gates)");
   m.def(
       "gru_backward(Tensor? dy, Tensor? dhn, Tensor x, Tensor h0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes, Tensor y, Tensor gates, bool need_input, bool need_weights, bool tf32) "
-      "-> (Tensor dx, Tensor dh0, Tensor[] dweights)");
+      "Tensor? batch_sizes, Tensor y, Tensor gates, bool need_input, bool need_weights, bool tf32, "
+      "Tensor? lengths=None) -> (Tensor dx, Tensor dh0, Tensor[] dweights)");
   m.def(
       "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, "
-      "Tensor? batch_sizes, bool train, bool tf32) -> (Tensor y, Tensor hn, Tensor cn, "
-      "Tensor gates, Tensor c)");
+      "Tensor? batch_sizes, bool train, bool tf32, Tensor? lengths=None) -> (Tensor y, Tensor hn, "
+      "Tensor cn, Tensor gates, Tensor c)");
   m.def(
       "lstm_backward(Tensor? dy, Tensor? dhn, Tensor? dcn, Tensor x, Tensor h0, Tensor c0, "
       "Tensor[] weights, bool bias, Tensor? batch_sizes, Tensor y, Tensor gates, Tensor c, "
-      "bool need_input, bool need_weights, bool tf32) -> "
+      "bool need_input, bool need_weights, bool tf32, Tensor? lengths=None, Tensor? dc=None) -> "
       "(Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)");
+  // On CUDA, where lengths of padded sequences, on the device, are taken by some kernels only:
+  // whether both passes of such a layer have them.
+  m.def("takes_lengths(Tensor x, Tensor h0, int gates, bool tf32) -> bool");
   // On the CPU: with some of the gates, of which backward rebuilds the others; with the cell states
   // of all steps, and their gradients.
   m.def(

@@ -13,6 +13,7 @@
 #include "cuda_emulator.h"
 
 #include "../cuda/layer.h"
+#include "../measured.h"
 #include "../persistent.h"
 
 namespace py = pybind11;
@@ -43,6 +44,11 @@ const char* name_of(Product product) {
   return names[int(product)];
 }
 
+const char* name_of(Reason reason) {
+  const char* names[] = {"predicted", "measured", "asked"};
+  return names[int(reason)];
+}
+
 const char* name_of(Tile tile) { return tile == Tile::wide ? "wide" : "narrow"; }
 
 // `persistent` is empty, or units, cluster and sequences.
@@ -53,7 +59,7 @@ CudaPlan plan_of(const std::string& product, const std::string& tile,
                                           {"half", Product::half},
                                           {"bfloat16", Product::bfloat16}});
   const auto t = named<Tile>(tile, {{"narrow", Tile::narrow}, {"wide", Tile::wide}});
-  CudaPlan plan{p, p, t, t, {}, {}};
+  CudaPlan plan{p, p, t, t, {}, {}, false};
   if (!persistent.empty()) {
     expect(persistent.size() == 3, "persistent must be units, cluster and sequences");
     plan.persistent_forward = {persistent[0], persistent[1], persistent[2]};
@@ -81,7 +87,7 @@ class Arrays {
 
   // Contiguous, of so many elements.
   template <class T>
-  void flat(T*& p, const char* name, int64_t size) {
+  void flat(T*& p, const char* name, int64_t size) const {
     p = nullptr;
     if (!arrays_.contains(name)) return;
     const auto array = get<T>(name);
@@ -109,7 +115,7 @@ class Arrays {
 
  private:
   template <class T>
-  py::array get(const char* name) {
+  py::array get(const char* name) const {
     using Real = std::remove_const_t<T>;
     const py::handle value = arrays_[name];
     expect(py::isinstance<py::array>(value), std::string(name) + " must be an array");
@@ -137,7 +143,7 @@ struct Direction {
     const auto size = [&](const char* name) { return d[name].cast<int64_t>(); };
     sizes = {size("T"),
              size("B"),
-             0,
+             d.contains("I") ? size("I") : 0,
              size("H"),
              size("P"),
              offsets.empty() ? nullptr : &offsets[0],
@@ -148,6 +154,14 @@ struct Direction {
   Sizes sizes;
 };
 
+Uneven uneven_of(const Arrays& a, const Sizes& sizes) {
+  Uneven uneven{};
+  a.flat(uneven.lengths, "lengths", sizes.B);
+  a.flat(uneven.order, "order", sizes.B);
+  a.flat(uneven.places, "places", sizes.T + sizes.B);
+  return uneven;
+}
+
 template <class Real>
 CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction, int units) {
   CudaForward<Real> p{};
@@ -156,6 +170,8 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
   const int64_t G = cell == Cell::gru ? 3 : 4, B = p.B, H = p.H, P = p.P;
   Arrays a(d, p.offsets);
   a.rows(p.projected, "projected", G * H);
+  a.rows(p.x, "x", p.I);
+  a.flat(p.w_ih, "w_ih", G * H * p.I);
   a.flat(p.w_hh, "w_hh", G * H * P);
   a.flat(p.b_ih, "b_ih", G * H);
   a.flat(p.b_hh, "b_hh", G * H);
@@ -170,6 +186,7 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
   a.flat(p.carry, "carry", B * H);
   a.rows(p.hidden, "hidden", H);
   a.flat(p.packed, "packed", packed_size(int(G), units));
+  p.uneven = uneven_of(a, p);
   return p;
 }
 
@@ -181,6 +198,7 @@ CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& di
   p.cell = cell;
   const int64_t G = cell == Cell::gru ? 3 : 4, B = p.B, H = p.H, P = p.P;
   Arrays a(d, p.offsets);
+  a.flat(p.w_hh, "w_hh", G * H * P);
   a.flat(p.w_hh_t, "w_hh_t", P * G * H);
   a.flat(p.w_hr_t, "w_hr_t", H * P);
   a.flat(p.h0, "h0", B * P);
@@ -191,6 +209,7 @@ CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& di
   a.rows(p.dy, "dy", P);
   a.flat(p.dhn, "dhn", B * P);
   a.flat(p.dcn, "dcn", B * H);
+  a.rows(p.dc, "dc", H);
   p.dq = cell == Cell::gru ? d["dq"].cast<int64_t>() : 0;
   a.rows(p.dgates, "dgates", cell == Cell::gru ? p.dq + H : 4 * H);
   a.rows(p.dh, "dh", P);
@@ -201,6 +220,7 @@ CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& di
   a.flat(p.dh0, "dh0", B * P);
   a.flat(p.dc0, "dc0", B * H);
   a.flat(p.packed, "packed", packed_size(int(G), units));
+  p.uneven = uneven_of(a, p);
   return p;
 }
 
@@ -286,27 +306,56 @@ void define(py::module_& m, const char* type) {
         arg("arrays"));
 }
 
+Type type_of(const std::string& name) {
+  return named<Type>(name, {{"float32", Type::float32},
+                            {"float64", Type::float64},
+                            {"float16", Type::float16},
+                            {"bfloat16", Type::bfloat16}});
+}
+
+KernelChoice kernel_choice(const std::string& name) {
+  return named<KernelChoice>(name, {{"any", KernelChoice::any},
+                                    {"step", KernelChoice::step},
+                                    {"persistent", KernelChoice::persistent}});
+}
+
+// Each a tuple in the order of Measurement's members.
+std::vector<Measurement> measured_of(const py::list& rows) {
+  std::vector<Measurement> found;
+  for (const py::handle row : rows) {
+    const auto at = py::cast<py::tuple>(row);
+    const auto number = [&](int k) { return at[size_t(k)].cast<int64_t>(); };
+    found.push_back({int(number(0)), int(number(1)), int(number(2)),
+                     type_of(at[3].cast<std::string>()), at[4].cast<bool>(), at[5].cast<bool>(),
+                     number(6), number(7), number(8), kernel_choice(at[9].cast<std::string>()),
+                     at[10].cast<double>()});
+  }
+  return found;
+}
+
 py::dict plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int gates, int directions,
               const std::string& type, bool tf32, bool packed, int architecture,
-              int multiprocessors, const std::vector<int>& clusters) {
-  const auto element = named<Type>(type, {{"float32", Type::float32},
-                                          {"float64", Type::float64},
-                                          {"float16", Type::float16},
-                                          {"bfloat16", Type::bfloat16}});
+              int multiprocessors, const std::vector<int>& clusters, const std::string& kernels,
+              const py::list& measurements) {
   CudaProblem problem{
-      T, B, I, H, P, gates, directions, element, tf32, packed, architecture, multiprocessors, {}};
+      T, B, I, H, P, gates, directions, type_of(type), tf32, packed, architecture, multiprocessors,
+      {}};
   expect(clusters.empty() || clusters.size() == 4, "clusters must be four numbers");
   std::copy(clusters.begin(), clusters.end(), problem.clusters.fit);
-  const CudaPlan plan = plan_cuda(problem);
+  problem.kernels = kernel_choice(kernels);
+  const std::vector<Measurement> measured = measured_of(measurements);
+  const CudaPlan plan = plan_cuda_measured(problem, measured);
   const auto list = [](const PersistentPlan& p) {
     return std::vector<int>{p.units, p.cluster, p.sequences};
   };
-  return py::dict(py::arg("forward") = name_of(plan.forward),
-                  py::arg("backward") = name_of(plan.backward),
-                  py::arg("forward_tile") = name_of(plan.forward_tile),
-                  py::arg("backward_tile") = name_of(plan.backward_tile),
-                  py::arg("persistent_forward") = list(plan.persistent_forward),
-                  py::arg("persistent_backward") = list(plan.persistent_backward));
+  return py::dict(
+      py::arg("forward") = name_of(plan.forward), py::arg("backward") = name_of(plan.backward),
+      py::arg("forward_tile") = name_of(plan.forward_tile),
+      py::arg("backward_tile") = name_of(plan.backward_tile), py::arg("projects") = plan.projects,
+      py::arg("persistent_forward") = list(plan.persistent_forward),
+      py::arg("persistent_backward") = list(plan.persistent_backward),
+      py::arg("forward_reason") = name_of(plan.forward_reason),
+      py::arg("backward_reason") = name_of(plan.backward_reason));
 }
 
 PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
@@ -318,7 +367,8 @@ PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
   define<Bfloat16>(m, "bfloat16");
   m.def("plan", &plan, arg("T"), arg("B"), arg("I"), arg("H"), arg("P"), arg("gates"),
         arg("directions"), arg("type"), arg("tf32"), arg("packed"), arg("architecture"),
-        arg("multiprocessors"), arg("clusters") = std::vector<int>());
+        arg("multiprocessors"), arg("clusters") = std::vector<int>(), arg("kernels") = "any",
+        arg("measurements") = py::list());
   m.def("packed_size", &packed_size, arg("gates"), arg("units"));
   m.def("launches", &cuda_launches);
   m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));

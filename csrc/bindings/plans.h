@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "../plan.h"
+#include "../measured.h"
 #include "torch.h"
 
 namespace gatedrnn {
@@ -36,6 +36,11 @@ inline const char* name_of(Product product) {
   return names[int(product)];
 }
 
+inline const char* name_of(Reason reason) {
+  constexpr const char* names[] = {"predicted", "measured", "asked"};
+  return names[int(reason)];
+}
+
 inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
 
 // For experiments: GATEDRNN_CUDA_KERNEL=step or persistent, the latter wherever there is one;
@@ -47,7 +52,7 @@ inline CudaPlan cuda_plan_of(CudaProblem problem) {
   expect(!kernel || step || std::string_view(kernel) == "persistent",
          "GATEDRNN_CUDA_KERNEL must be step or persistent, not ", kernel ? kernel : "");
   if (step || kernel) problem.kernels = step ? KernelChoice::step : KernelChoice::persistent;
-  CudaPlan plan = plan_cuda(problem);
+  CudaPlan plan = plan_cuda_measured(problem);
   if (tile) {
     const bool narrow = std::string_view(tile) == "narrow";
     expect(narrow || std::string_view(tile) == "wide",

@@ -61,6 +61,16 @@ inline Tensor cat(const Tensors& tensors, int64_t dim) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// The places of the largest numbers first.
+inline Tensor descending(const Tensor& a) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a),
+                                    torch::stable::detail::from(int64_t(0)),
+                                    torch::stable::detail::from(true)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::argsort", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 inline Tensor add(const Tensor& a, const Tensor& b) { return torch::stable::subtract(a, b, -1.0); }
 inline Tensor transposed(const Tensor& a) { return torch::stable::transpose(a, 0, 1); }
 

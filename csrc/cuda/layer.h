@@ -27,13 +27,24 @@ struct Types<Half> {
   using Grad = float;
 };
 
+// Sequences of several lengths, on the device, for both directions. The persistent kernels know
+// these; the step kernels take packed data by its offsets alone.
+struct Uneven {
+  const int64_t* lengths;  // [B] of padded sequences, or null
+  const int64_t* order;    // [B] those sequences, longest first
+  int64_t* places;         // [T + B] of scratch: packed data's
+};
+
 // One direction of one layer, forward. One launch a step serves both directions; with a projection
 // a second one, whose product needs the first one's result.
 template <class Real>
 struct CudaForward : Sizes {
   using Wide = typename Types<Real>::Wide;
   Cell cell;
-  Rows<const Wide> projected;  // (T, B, G*H) W_ih x for all steps, without bias
+  Rows<const Wide> projected;  // (T, B, G*H) W_ih x for all steps, without bias; or, where the plan
+                               // says that the kernel projects, null, and
+  Rows<const Real> x;          // (T, B, I)
+  const Real* w_ih;            // [G*H, I]
   const Real* w_hh;            // [G*H, P] contiguous, as all without strides
   const Real* b_ih;            // [G*H] or null
   const Real* b_hh;            // [G*H] or null
@@ -48,6 +59,7 @@ struct CudaForward : Sizes {
   Wide* carry;                 // [B, H] GRU of 16-bit storage: its state between steps
   Rows<Real> hidden;           // (T, B, H) o * tanh(c); with projection only; step = 0 will do
   float* packed;               // persistent: packed_size of scratch, at a multiple of 16 bytes
+  Uneven uneven;               // persistent
 };
 
 // One direction of one layer, backward through time.
@@ -56,7 +68,8 @@ struct CudaBackward : Sizes {
   using Wide = typename Types<Real>::Wide;
   using Grad = typename Types<Real>::Grad;
   Cell cell;
-  const Grad* w_hh_t;      // [P, G*H] W_hh transposed
+  const Real* w_hh;        // [G*H, P] of the persistent kernels
+  const Grad* w_hh_t;      // [P, G*H] W_hh transposed, of the step kernels
   const Grad* w_hr_t;      // [H, P] W_hr transposed, or null
   const Real* h0;          // [B, P]
   const Real* c0;          // [B, H], LSTM
@@ -66,6 +79,7 @@ struct CudaBackward : Sizes {
   Rows<const Real> dy;     // (T, B, P) or null: zero
   const Real* dhn;         // [B, P] or null
   const Real* dcn;         // [B, H] or null
+  Rows<const Real> dc;     // (T, B, H) of every step's cell state, or null: zero
   Rows<Grad> dgates;       // (T, B, ...): r, z, n (i, f, g, o) from column 0
   int64_t dq;              // GRU: the column of `dgates` where q's gradient begins
   Rows<Grad> dh;           // (T, B, P) the state's whole gradient; with projection only
@@ -74,6 +88,7 @@ struct CudaBackward : Sizes {
   Wide* carry_h;           // [B, H] GRU: what reaches h(t - 1) directly; scratch
   Wide* carry_c;           // [B, H] LSTM: dc; scratch
   float* packed;           // persistent: as CudaForward's
+  Uneven uneven;           // persistent
   Real* dh0;               // [B, P]
   Real* dc0;               // [B, H], LSTM
 };
@@ -84,6 +99,11 @@ int layer_forward_cuda(const CudaPlan& plan, const CudaForward<Real>* directions
 template <class Real>
 int layer_backward_cuda(const CudaPlan& plan, const CudaBackward<Real>* directions, int count,
                         void* stream);
+
+// Zeros for every row (T, B) of so many bytes, 2 or a multiple of it, that lies beyond its
+// sequence's length.
+int zero_padding_cuda(void* rows, int64_t bytes, int64_t T, int64_t B, const int64_t* lengths,
+                      void* stream);
 
 // A cell's gates, from both products, which have their biases already.
 template <class Real>

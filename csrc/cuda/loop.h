@@ -178,6 +178,8 @@ StepBackward<Real> backward_step(const CudaBackward<Real>& p, int64_t k, bool al
     s.gates_row = p.gates.row;
     if (p.dy) s.dy = p.dy.at(t, 0);
     s.dy_row = p.dy.row;
+    if (p.dc) s.dc = p.dc.at(t, 0);
+    s.dc_row = p.dc.row;
     s.dgates = p.dgates.at(t, 0);
     s.dgates_row = p.dgates.row;
     s.dq = p.dq;
@@ -240,7 +242,7 @@ int backward_loop(const CudaBackward<Real>* p, int count, void* stream) {
   for (int d = 0; d < count; ++d) {
     const CudaBackward<Real>& q = p[d];
     all.add(q.h0, q.P).add(q.c0, q.H).add(q.y).add(q.gates).add(q.c).add(q.dy).add(q.dhn, q.P);
-    all.add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.dh).add(q.hidden);
+    all.add(q.dc).add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.dh).add(q.hidden);
     all.add(q.previous).add(q.carry_h, q.H).add(q.carry_c, q.H).add(q.dh0, q.P).add(q.dc0, q.H);
     operands.add(q.w_hh_t, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.w_hr_t, q.P).add(q.dh);
   }

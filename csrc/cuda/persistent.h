@@ -8,6 +8,8 @@
 #pragma once
 
 #include "../persistent.h"
+#include "chaos.h"
+#include "persistent_lengths.h"
 #include "step_forward.h"
 
 namespace gatedrnn::cuda {
@@ -93,6 +95,7 @@ struct Persistent {
 template <class Shape>
 struct Place {
   static constexpr PersistentShape kShape = Shape::kShape;
+  static constexpr int kColumns = Shape::kColumns;
 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int group = warp / kShape.split, part = warp % kShape.split;
@@ -150,15 +153,17 @@ __device__ inline void copy_pair(Two<Real>* to, const Real* from, bool there, co
   }
 }
 
-// Calls step(k, tile, slot) for every tile of every step. What fetch(k, tile, slot) has begun to
-// copy kSlots - 1 calls before is there: the thread's own copies, for which no other one waits.
-template <int kSlots, class Fetch, class Step>
-__device__ inline void walk(int64_t steps, int tiles, Fetch fetch, Step step) {
+// Calls step(k, tile, slot) for every tile of all steps() steps. What fetch(k, tile, slot) has
+// begun to copy kSlots - 1 calls before is there: the thread's own copies, for which no other one
+// waits.
+template <int kSlots, class Steps, class Fetch, class Step>
+__device__ inline void walk(Steps steps, int tiles, Fetch fetch, Step step) {
   constexpr int kAhead = kSlots - 1;
   int64_t next_step = 0;
   int next_tile = 0, slot = 0;
+  chaos_of_start();
   const auto fetch_next = [&](int to) {
-    if (next_step < steps) fetch(next_step, next_tile, to);
+    if (next_step < steps()) fetch(next_step, next_tile, to);
     commit_copies();
     if (++next_tile == tiles) {
       next_tile = 0;
@@ -168,10 +173,11 @@ __device__ inline void walk(int64_t steps, int tiles, Fetch fetch, Step step) {
 #pragma unroll 1
   for (int ahead = 0; ahead < kAhead; ++ahead) fetch_next(ahead);
 #pragma unroll 1
-  for (int64_t k = 0; k < steps; ++k) {
+  for (int64_t k = 0; k < steps(); ++k) {
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       fetch_next(slot == 0 ? kAhead : slot - 1);
+      chaos(k, tile);
       step(k, tile, slot);
       slot = slot == kAhead ? 0 : slot + 1;
     }

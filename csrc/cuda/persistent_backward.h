@@ -25,6 +25,7 @@ struct PersistentBackward {
   int64_t T, B, H;
   int tiles;  // of a cluster
   bool reverse, aligned;
+  Lengths lengths;
   const Fragment* weights;    // as pack_weights_kernel leaves them
   const float* unscale;       // [units]; operands of float16 only
   const Real *h0, *c0;        // [B, H]
@@ -33,6 +34,7 @@ struct PersistentBackward {
   Strided<const float> c;     // (T, B, H), LSTM
   Strided<const Real> dy;     // (T, B, H) or null: zero
   const Real *dhn, *dcn;      // [B, H] or null
+  Strided<const Real> dc;     // (T, B, H) of every step's cell state, or null: zero
   Strided<Grad> dgates;       // (T, B, ...): r, z, n (i, f, g, o) from column 0
   int64_t dq;                 // GRU: the column of q's
   Strided<Grad> previous;     // (T, B, H) h(t - 1), or null
@@ -86,6 +88,10 @@ struct BackwardMemory {
            (((buffer * Shape::kCluster + from) * kShape.groups + group) * Shape::N + n) * 32 + lane;
   }
 
+  __device__ Column* columns(int tiles) const {
+    return reinterpret_cast<Column*>(shared + tile_at(tiles));
+  }
+
  private:
   __device__ static int tile_at(int tile) {
     constexpr int kFixed = kShape.backward_bytes(0, sizeof(Real));
@@ -104,8 +110,10 @@ class BackwardWalk {
   static constexpr int kRows = kShape.units / 16 / Shape::kWarps;  // tiles of 16 a warp
   static constexpr int kTilesOfK = G * kShape.groups;
   static constexpr int kSums = kRows == 1 ? 2 : 1;  // at once, of each product
-  // Where weights and sums leave no registers for gradients that wait for their storing.
-  static constexpr bool kStoreFirst = 4 * kRows * (kTilesOfK + N * kSums) > 200;
+  // Where weights and sums leave no registers for gradients that wait for their storing. Of
+  // float16, whose pairs may have to be loaded one by one, more are taken.
+  static constexpr int kFewLeft = std::is_same_v<Real, Half> ? 199 : 200;
+  static constexpr bool kStoreFirst = 4 * kRows * (kTilesOfK + N * kSums) > kFewLeft;
 
   __device__ BackwardWalk(const PersistentBackward<Real>& p, unsigned char* shared)
       : p_(p), memory_{shared}, place_(p) {
@@ -120,25 +128,30 @@ class BackwardWalk {
 
   __device__ void run() const {
     constexpr int kSlots = PersistentShape::kBackwardRing;
-    walk<kSlots>(
-        p_.T, place_.tiles, [&](int64_t k, int tile, int slot) { fetch(k, tile, slot); },
-        [&](int64_t k, int tile, int slot) {
-          Two<float> dh[kItems], da[kItems][4];
-          receive(k, tile, dh);
-          wait_copies<kSlots - 1>();
-          update(tile, slot, dh, da);
-          leave_operand(int(k % 2), tile, da, [&] {
-            if (kStoreFirst) store(k, tile, da);
-          });
-          multiply_and_send(int(k % 2), tile);
-          if (!kStoreFirst) store(k, tile, da);
-        });
+    walk<kSlots>([&] { return steps(); }, place_.tiles,
+                 [&](int64_t k, int tile, int slot) {
+                   with_lengths([&]<bool kRagged>() { fetch<kRagged>(k, tile, slot); });
+                 },
+                 [&](int64_t k, int tile, int slot) {
+                   Two<float> dh[kItems], da[kItems][4];
+                   receive(k, tile, dh);
+                   wait_copies<kSlots - 1>();
+                   update(k, tile, slot, dh, da);
+                   const auto store_all = [&] {
+                     with_lengths([&]<bool kRagged>() { store<kRagged>(k, tile, slot, da); });
+                   };
+                   leave_operand(int(k % 2), tile, da, [&] {
+                     if (kStoreFirst) store_all();
+                   });
+                   multiply_and_send(int(k % 2), tile);
+                   if (!kStoreFirst) store_all();
+                 });
     for (int tile = 0; tile < place_.tiles; ++tile) {
       Two<float> dh[kItems];
-      receive(p_.T, tile, dh);
+      receive(steps(), tile, dh);
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
-        const int b = place_.sequence(tile, place_.column(j));
+        const int b = sequence(tile, j);
         if (!place_.here(b)) continue;
         const Two<float> carried = *memory_.carried(tile, j);
         if (kGru) dh[j] = {dh[j].of[0] + carried.of[0], dh[j].of[1] + carried.of[1]};
@@ -149,10 +162,38 @@ class BackwardWalk {
   }
 
  private:
-  __device__ int64_t time(int64_t k) const { return p_.reverse ? k : p_.T - 1 - k; }
-  __device__ int64_t time_before(int64_t k) const { return time(k + 1); }
+  // Calls body with whether sequences have lengths of their own.
+  template <class Body>
+  __device__ void with_lengths(Body body) const {
+    if (p_.lengths.of)
+      body.template operator()<true>();
+    else
+      body.template operator()<false>();
+  }
+  __device__ Column* columns() const { return memory_.columns(p_.tiles); }
+  // Of the cluster's longest sequence, which is its first.
+  __device__ int64_t steps() const { return p_.lengths.of ? columns()->steps : p_.T; }
+  // Of the k-th step back, or of so many before it.
+  template <bool kRagged>
+  __device__ Spot spot(int64_t k, int tile, int j, int before = 0) const {
+    const int64_t s = (kRagged ? steps() : p_.T) - 1 - k - before;
+    return find_spot<kRagged>(columns(), place_, p_, s, tile, place_.column(j),
+                              place_.access.count > 0);
+  }
+  __device__ int sequence(int tile, int j) const {
+    const int column = place_.column(j);
+    return p_.lengths.of ? columns()[tile * Shape::kColumns + column].sequence
+                         : place_.sequence(tile, column);
+  }
+  // A sequence's last step.
+  __device__ int64_t last_time(int tile, int j) const {
+    if (!p_.lengths.of) return p_.reverse ? 0 : p_.T - 1;
+    const Column& c = columns()[tile * Shape::kColumns + place_.column(j)];
+    return p_.lengths.row(p_.reverse ? 0 : c.steps - 1);
+  }
 
   __device__ void prepare() const {
+    if (p_.lengths.of) find_columns(columns(), place_, p_);
     if (threadIdx.x == 0 && Shape::kCluster > 1)
       for (int tile = 0; tile < place_.tiles; ++tile)
         for (int buffer = 0; buffer < 2; ++buffer) mbarrier_init(memory_.arrived(buffer, tile), 1);
@@ -161,15 +202,15 @@ class BackwardWalk {
         *memory_.unscale(i) = p_.unscale[i];
     for (int tile = 0; tile < place_.tiles; ++tile)
       for (int j = 0; j < kItems; ++j) {
-        const int b = place_.sequence(tile, place_.column(j));
+        const int b = sequence(tile, j);
         Two<float> carried = {}, state = {};
         if (place_.here(b)) {
           const int64_t at = b * p_.H + place_.unit;
           carried = place_.access.load_or_zero(kGru ? p_.dhn : p_.dcn, at);
           if constexpr (kGru)
-            state = place_.access.load(p_.y.at(time(0), b) + place_.unit);
+            state = place_.access.load(p_.y.at(last_time(tile, j), b) + place_.unit);
           else
-            state = place_.access.load(p_.c.at(time(0), b) + place_.unit);
+            state = place_.access.load(p_.c.at(last_time(tile, j), b) + place_.unit);
         }
         *memory_.carried(tile, j) = carried;
         *memory_.state(tile, j) = state;
@@ -178,38 +219,41 @@ class BackwardWalk {
   }
 
   // Begins the copies of what forward has left of a step.
+  template <bool kRagged>
   __device__ void fetch(int64_t k, int tile, int slot) const {
-    const bool at_begin = k + 1 == p_.T;  // of the sequence
+    const bool at_begin = k + 1 == steps();  // of the sequence
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
-      const int b = place_.sequence(tile, place_.column(j)), u = place_.unit;
-      const bool here = place_.here(b);
+      const Spot at = spot<kRagged>(k, tile, j);
+      const int64_t t = at.t, before = spot<kRagged>(k, tile, j, 1).t;
+      const int b = at.b, u = place_.unit;
+      const bool here = at.here;
       const auto copy = [&](int which, const Real* from, bool there) {
         copy_pair(memory_.saved(slot, j, which), from + u, there, place_.access, p_.gates.data);
       };
-      copy(0, p_.dy.data ? p_.dy.at(time(k), b) : p_.gates.data, here && p_.dy.data);
-      const Real* gates = p_.gates.at(time(k), b);
+      copy(0, p_.dy.data ? p_.dy.at(t, b) : p_.gates.data, here && p_.dy.data);
+      const Real* gates = p_.gates.at(t, b);
 #pragma unroll
       for (int g = 0; g < G; ++g) copy(1 + g, gates + g * p_.H, here);
       if constexpr (kGru) {
-        copy(1 + G, at_begin ? p_.h0 + b * p_.H : p_.y.at(time_before(k), b), here);
+        copy(1 + G, at_begin ? p_.h0 + b * p_.H : p_.y.at(before, b), here);
       } else if (at_begin) {  // c0 may be of another type
         *memory_.cell(slot, j) = here ? place_.access.load(p_.c0 + b * p_.H + u) : Two<float>{};
       } else {
-        copy_pair(memory_.cell(slot, j), p_.c.at(time_before(k), b) + u, here, place_.access,
-                  p_.c.data);
+        copy_pair(memory_.cell(slot, j), p_.c.at(before, b) + u, here, place_.access, p_.c.data);
       }
     }
   }
 
-  // What of dh(t) comes through the products of the step after it; LSTM: from the end, dhn.
+  // What of dh(t) comes through the products of the step after it; LSTM: from the end, dhn, unless
+  // each sequence has its own.
   __device__ void receive(int64_t k, int tile, Two<float> (&dh)[kItems]) const {
     if (k == 0) {
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
         const int b = place_.sequence(tile, place_.column(j));
         dh[j] = {};
-        if (!kGru && place_.here(b))
+        if (!kGru && !p_.lengths.of && place_.here(b))
           dh[j] = place_.access.load_or_zero(p_.dhn, b * p_.H + place_.unit);
       }
       return;
@@ -232,15 +276,37 @@ class BackwardWalk {
     }
   }
 
+  // Whether a sequence has begun, from its end. Until then its gates have no gradients.
+  __device__ bool begin(int64_t k, int tile, int j, Two<float>& dh, Two<float> (&da)[4]) const {
+    const Spot at = spot<true>(k, tile, j);
+    if (!at.here) {
+#pragma unroll
+      for (int g = 0; g < 4; ++g) da[g] = {};
+    } else if (!kGru && at.last) {
+      dh = place_.access.load_or_zero(p_.dhn, at.b * p_.H + place_.unit);
+    }
+    return at.here;
+  }
+
+  // Loaded where it is wanted: few ask for the cell states, and the ring has no place for them.
+  __device__ void add_dc(const Spot& at, Two<float>& carried) const {
+    if (!at.here) return;
+    const auto dc = place_.access.load(p_.dc.at(at.t, at.b) + place_.unit);
+    carried = {carried.of[0] + dc.of[0], carried.of[1] + dc.of[1]};
+  }
+
   // From dh(t), or what comes of it by products, the gates' gradients: r, z, n, q or i, f, g, o.
-  __device__ void update(int tile, int slot, Two<float> (&dh)[kItems],
+  __device__ void update(int64_t k, int tile, int slot, Two<float> (&dh)[kItems],
                          Two<float> (&da)[kItems][4]) const {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
+      if (p_.lengths.of && !begin(k, tile, j, dh[j], da[j])) continue;
       const auto saved = [&](int which, int e) {
         return wide(memory_.saved(slot, j, which)->of[e]);
       };
       Two<float>*carried = memory_.carried(tile, j), *state = memory_.state(tile, j);
+      if (!kGru && p_.dc.data)
+        with_lengths([&]<bool kRagged>() { add_dc(spot<kRagged>(k, tile, j), *carried); });
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const float d = dh[j].of[e] + saved(0, e);
@@ -366,18 +432,28 @@ class BackwardWalk {
     if (threadIdx.x == 0 && Shape::kCluster > 1) mbarrier_arrive_expect(arrived, kShape.received());
   }
 
-  __device__ void store(int64_t k, int tile, const Two<float> (&da)[kItems][4]) const {
+  template <bool kRagged>
+  __device__ void store(int64_t k, int tile, int slot, const Two<float> (&da)[kItems][4]) const {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
-      const int b = place_.sequence(tile, place_.column(j)), u = place_.unit;
-      if (!place_.here(b)) continue;
-      Grad* dgates = p_.dgates.at(time(k), b) + u;
+      const Spot at = spot<kRagged>(k, tile, j);
+      if (!at.here) continue;
+      const int64_t t = at.t;
+      const int b = at.b, u = place_.unit;
+      Grad* dgates = p_.dgates.at(t, b) + u;
 #pragma unroll
       for (int g = 0; g < 4; ++g)
         place_.access.store(dgates + (kGru && g == 3 ? p_.dq : g * p_.H), da[j][g]);
       if (!p_.previous.data) continue;
-      const Real* before = k + 1 == p_.T ? p_.h0 + b * p_.H : p_.y.at(time_before(k), b);
-      place_.access.store(p_.previous.at(time(k), b) + u, place_.access.load(before + u));
+      Grad* previous = p_.previous.at(t, b) + u;
+      if constexpr (kGru) {  // it was fetched
+        const Two<Real>& before = *memory_.saved(slot, j, 1 + G);
+        place_.access.store(previous, Two<float>{wide(before.of[0]), wide(before.of[1])});
+      } else {
+        const Real* before =
+            k + 1 == steps() ? p_.h0 + b * p_.H : p_.y.at(spot<kRagged>(k, tile, j, 1).t, b);
+        place_.access.store(previous, place_.access.load(before + u));
+      }
     }
   }
 

@@ -28,10 +28,14 @@ struct PersistentForward {
   int64_t T, B, H;
   int tiles;  // of a cluster
   bool reverse, aligned;
+  Lengths lengths;
   const Fragment* weights;         // as pack_weights_kernel leaves them
   const Real* w_hh;                // [G*H, H]
   const float* unscale;            // [G, units]; float32 only
+  int64_t I;                       // 0: not multiplied here, but there is
   Strided<const float> projected;  // (T, B, G*H) W_ih x
+  Strided<const Real> x;           // (T, B, I)
+  const Real* w_ih;                // [G*H, I]
   const Real *b_ih, *b_hh;         // [G*H] or null
   const Real *h0, *c0;             // [B, H]
   Strided<Real> y;                 // (T, B, H)
@@ -59,6 +63,20 @@ struct ForwardMemory {
     return pairs(kShape.kBarriers + kShape.constants()) +
            ((slot * Shape::kItems + j) * Shape::G + gate) * Shape::kThreads + threadIdx.x;
   }
+  // In the place of all slots but the first: a warp's inputs, [column][feature].
+  __device__ float* input(int slot, int warp) const {
+    constexpr int kFeatures = int(kFewFeaturesOfKernel), kSlots = PersistentShape::kForwardRing;
+    static_assert(4 * kFeatures * Shape::kColumns * kSlots * kShape.warps() <=
+                  (kSlots - 1) * Shape::G * kShape.pairs());
+    return reinterpret_cast<float*>(shared + kShape.kBarriers + kShape.constants() +
+                                    Shape::G * kShape.pairs()) +
+           (slot * kShape.warps() + warp) * Shape::kColumns * kFeatures;
+  }
+  // Of two units: [feature][gate][own unit].
+  __device__ float* input_weight(int tiles, int i, int gate, int unit) const {
+    return reinterpret_cast<float*>(shared + tile_at(tiles)) +
+           (i * Shape::G + gate) * kShape.owned() + unit;
+  }
   // A warp's part of a group's sums: of one item, one gate.
   __device__ Two<float>* partial(int parity, int warp, int item, int gate) const {
     return pairs(kShape.kBarriers + kShape.constants() + kShape.ring()) +
@@ -68,6 +86,9 @@ struct ForwardMemory {
   // GRU: h, LSTM: c.
   __device__ Two<float>* carried(int tile, int j) const {
     return pairs(tile_at(tile)) + j * Shape::kThreads + threadIdx.x;
+  }
+  __device__ Column* columns(int tiles, int64_t I) const {
+    return reinterpret_cast<Column*>(shared + tile_at(tiles) + I * kShape.input_bytes(1));
   }
   __device__ unsigned char* state(int buffer, int tile, int column) const {
     return shared + tile_at(tile) + kShape.pairs() +
@@ -102,20 +123,54 @@ class ForwardWalk {
 
   __device__ void run() const {
     constexpr int kSlots = PersistentShape::kForwardRing;
-    walk<kSlots>(
-        p_.T, place_.tiles, [&](int64_t k, int tile, int slot) { fetch(k, tile, slot); },
-        [&](int64_t k, int tile, int slot) {
-          if (k > 0) await_state(k, tile);
-          Two<float> sums[kItems][G];
-          multiply_state(int(k % 2), tile, slot % 2, sums);
-          wait_copies<kSlots - 1>();
-          finish(k, tile, slot, sums);
-        });
+    walk<kSlots>([&] { return steps(); }, place_.tiles,
+                 [&](int64_t k, int tile, int slot) {
+                   with_lengths([&]<bool kRagged>() {
+                     if (std::is_same_v<Real, float> && p_.I)
+                       fetch_input<kRagged>(k, tile, slot);
+                     else
+                       fetch<kRagged>(k, tile, slot);
+                   });
+                 },
+                 [&](int64_t k, int tile, int slot) {
+                   const bool projects = std::is_same_v<Real, float> && p_.I;
+                   if (projects) {
+                     wait_copies<kSlots - 1>();
+                     project(slot);
+                   }
+                   if (k > 0) await_state(k, tile);
+                   Two<float> sums[kItems][G];
+                   multiply_state(int(k % 2), tile, slot % 2, sums);
+                   wait_copies<kSlots - 1>();
+                   finish(k, tile, projects ? 0 : slot, sums);
+                 });
   }
 
  private:
+  // Calls body with whether sequences have lengths of their own.
+  template <class Body>
+  __device__ void with_lengths(Body body) const {
+    if (p_.lengths.of)
+      body.template operator()<true>();
+    else
+      body.template operator()<false>();
+  }
+  __device__ Column* columns() const { return memory_.columns(p_.tiles, p_.I); }
+  // Of the cluster's longest sequence, which is its first.
+  __device__ int64_t steps() const { return p_.lengths.of ? columns()->steps : p_.T; }
+  template <bool kRagged>
+  __device__ Spot spot(int64_t k, int tile, int j) const {
+    return find_spot<kRagged>(columns(), place_, p_, k, tile, place_.column(j),
+                              place_.access.count > 0);
+  }
+  __device__ int sequence(int tile, int column) const {
+    return p_.lengths.of ? columns()[tile * Shape::kColumns + column].sequence
+                         : place_.sequence(tile, column);
+  }
+
   // h0 and the barriers are there for all of the cluster when this returns.
   __device__ void prepare() {
+    if (p_.lengths.of) find_columns(columns(), place_, p_);
     if (threadIdx.x == 0 && Shape::kCluster > 1)
       for (int tile = 0; tile < place_.tiles; ++tile)
         for (int buffer = 0; buffer < 2; ++buffer)
@@ -132,6 +187,10 @@ class ForwardWalk {
       } else {
         for (int g = 2; g < 4; ++g) *memory_.constants(g, i) = of(p_.b_ih, g) + of(p_.b_hh, g);
       }
+      for (int g = 0; g < G; ++g)
+        for (int k = 0; k < int(p_.I); ++k)
+          *memory_.input_weight(p_.tiles, k, g, i) =
+              first + i < p_.H ? wide(p_.w_ih[(g * p_.H + first + i) * p_.I + k]) : 0;
       if (p_.unscale)
         for (int g = 0; g < G; ++g)
           *memory_.constants(4 + g, i) = p_.unscale[g * kShape.units + first + i];
@@ -139,12 +198,12 @@ class ForwardWalk {
     for (int tile = 0; tile < place_.tiles; ++tile) {
       for (int i = int(threadIdx.x); i < Shape::kColumns * kShape.units; i += Shape::kThreads) {
         const int column = i / kShape.units, u = i % kShape.units;
-        const int b = place_.sequence(tile, column);
+        const int b = sequence(tile, column);
         const float h = b < p_.B && u < p_.H ? wide(p_.h0[b * p_.H + u]) : 0;
         reinterpret_cast<Operand*>(memory_.state(0, tile, column))[u] = narrow<Operand>(h);
       }
       for (int j = 0; j < kItems; ++j) {
-        const int b = place_.sequence(tile, place_.column(j));
+        const int b = sequence(tile, place_.column(j));
         const Real* initial = Shape::cell == Cell::gru ? p_.h0 : p_.c0;
         *memory_.carried(tile, j) =
             place_.here(b) ? place_.access.load(initial + b * p_.H + place_.unit) : Two<float>{};
@@ -153,19 +212,60 @@ class ForwardWalk {
     sync_all<Shape>();
   }
 
-  __device__ int64_t time(int64_t k) const { return p_.reverse ? p_.T - 1 - k : k; }
-
   // Begins the copies of a step's pre-activations, those of this thread's units alone.
+  template <bool kRagged>
   __device__ void fetch(int64_t k, int tile, int slot) const {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
-      const int b = place_.sequence(tile, place_.column(j));
-      const float* from = p_.projected.at(time(k), b) + place_.unit;
+      const Spot at = spot<kRagged>(k, tile, j);
+      const float* from = p_.projected.at(at.t, at.b) + place_.unit;
 #pragma unroll
       for (int g = 0; g < G; ++g)
-        copy_pair(memory_.projected(slot, j, g), from + g * p_.H, place_.here(b), place_.access,
+        copy_pair(memory_.projected(slot, j, g), from + g * p_.H, at.here, place_.access,
                   p_.projected.data);
     }
+  }
+
+  // The same for a step's input, which is the whole warp's.
+  template <bool kRagged>
+  __device__ void fetch_input(int64_t k, int tile, int slot) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      const int column = 8 * n + place_.lane / 4;
+      const Spot at = find_spot<kRagged>(columns(), place_, p_, k, tile, column, true);
+      const Real* from = p_.x.at(at.t, at.b);
+      float* to = memory_.input(slot, place_.warp) + column * kFewFeaturesOfKernel;
+#pragma unroll
+      for (int i = place_.lane % 4; i < int(kFewFeaturesOfKernel); i += 4)
+        if (i < p_.I) copy_async<4>(to + i, at.here ? from + i : p_.x.data, at.here ? 4 : 0);
+    }
+  }
+
+  // The thread's pre-activations from its warp's inputs, while others' states travel.
+  __device__ void project(int slot) const {
+    __syncwarp();  // all lanes' copies are there
+    Two<float> sums[kItems][G] = {};
+#pragma unroll 1
+    for (int i = 0; i < int(p_.I); ++i) {
+      float x[kItems];
+#pragma unroll
+      for (int j = 0; j < kItems; ++j)
+        x[j] = memory_.input(slot, place_.warp)[place_.column(j) * kFewFeaturesOfKernel + i];
+#pragma unroll
+      for (int g = 0; g < G; ++g) {
+        const auto w = *reinterpret_cast<const Two<float>*>(
+            memory_.input_weight(p_.tiles, i, g, place_.own_unit()));
+#pragma unroll
+        for (int j = 0; j < kItems; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) sums[j][g].of[e] += w.of[e] * x[j];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kItems; ++j)
+#pragma unroll
+      for (int g = 0; g < G; ++g) *memory_.projected(0, j, g) = sums[j][g];
+    __syncwarp();  // the slot may be written again
   }
 
   __device__ void await_state(int64_t k, int tile) const {
@@ -245,10 +345,11 @@ class ForwardWalk {
       update(sums[j], x, *carried, h[j], c[j]);
       *carried = Shape::cell == Cell::gru ? h[j] : c[j];
     }
-    if (k + 1 < p_.T) send(int((k + 1) % 2), tile, h);
+    if (k + 1 < steps()) send(int((k + 1) % 2), tile, h);
+    with_lengths([&]<bool kRagged>() {
 #pragma unroll
-    for (int j = 0; j < kItems; ++j)
-      store(k, place_.sequence(tile, place_.column(j)), sums[j], h[j], c[j]);
+      for (int j = 0; j < kItems; ++j) store(spot<kRagged>(k, tile, j), sums[j], h[j], c[j]);
+    });
   }
 
   // Leaves the gates, as backward wants them, in the sums' place.
@@ -307,10 +408,10 @@ class ForwardWalk {
     }
   }
 
-  __device__ void store(int64_t k, int64_t b, const Two<float> (&gates)[G], const Two<float>& h,
+  __device__ void store(const Spot& at, const Two<float> (&gates)[G], const Two<float>& h,
                         const Two<float>& c) const {
-    if (!place_.here(b)) return;
-    const int64_t t = time(k);
+    if (!at.here) return;
+    const int64_t t = at.t, b = at.b;
     place_.access.store(p_.y.at(t, b) + place_.unit, h);
     if (p_.gates.data)
 #pragma unroll
@@ -318,7 +419,7 @@ class ForwardWalk {
         place_.access.store(p_.gates.at(t, b) + g * p_.H + place_.unit, gates[g]);
     if (Shape::cell == Cell::lstm && p_.gates.data)
       place_.access.store(p_.c.at(t, b) + place_.unit, c);
-    if (k + 1 == p_.T) {
+    if (at.last) {
       place_.access.store(p_.hn + b * p_.H + place_.unit, h);
       if (Shape::cell == Cell::lstm) place_.access.store(p_.cn + b * p_.H + place_.unit, c);
     }

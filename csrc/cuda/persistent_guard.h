@@ -11,18 +11,21 @@ namespace gatedrnn::cuda {
 
 constexpr int kGuardThreads = 256;
 constexpr float kOperandLimit = 32768;
+constexpr int kMostUnits = 512;  // of kPersistentShapes
 
 // A step of one sequence's direction, as the step kernels know it.
-inline __device__ StepForward<float> step_of(const PersistentForward<float>& p, int64_t k) {
-  const int64_t t = p.reverse ? p.T - 1 - k : k, before = p.reverse ? t + 1 : t - 1;
+inline __device__ StepForward<float> step_of(const PersistentForward<float>& p, int64_t steps,
+                                             int64_t k) {
+  const int64_t back = steps - 1 - k, t = p.lengths.row(p.reverse ? back : k);
+  const int64_t before = k > 0 ? p.lengths.row(p.reverse ? back + 1 : k - 1) : 0;
   StepForward<float> s = {};
   s.units = p.H;
   s.begun = k > 0 ? p.B : 0;
-  s.staying = k + 1 < p.T ? p.B : 0;
+  s.staying = k + 1 < steps ? p.B : 0;
   s.product.initial = p.h0;
   s.product.a = k > 0 ? p.y.at(before, 0) : nullptr;
   s.product.a_row = p.y.row;
-  s.projected = p.projected.at(t, 0);
+  if (!p.I) s.projected = p.projected.at(t, 0);
   s.projected_row = p.projected.row;
   s.b_ih = p.b_ih;
   s.b_hh = p.b_hh;
@@ -44,8 +47,9 @@ __global__ void __launch_bounds__(kGuardThreads)
     guarded_forward_kernel(const __grid_constant__ Directions<PersistentForward<float>> all) {
   constexpr int G = kGates<kCell>;
   GATEDRNN_SHARED(int, outside, 1);
+  GATEDRNN_SHARED(float, projected, G* kMostUnits);
   const auto& p = all.direction[blockIdx.y];
-  const int64_t b = blockIdx.x, H = p.H;
+  const int64_t b = blockIdx.x, H = p.H, steps = p.lengths.steps(b, p.T);
   if (threadIdx.x == 0) outside[0] = 0;
   __syncthreads();
   for (int64_t u = threadIdx.x; u < H; u += kGuardThreads)
@@ -54,8 +58,20 @@ __global__ void __launch_bounds__(kGuardThreads)
   if (!outside[0]) return;
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll 1
-  for (int64_t k = 0; k < p.T; ++k) {
-    const StepForward<float> s = step_of(p, k);
+  for (int64_t k = 0; k < steps; ++k) {
+    StepForward<float> s = step_of(p, steps, k);
+    if (p.I) {
+      const float* x = p.x.at(p.lengths.row(p.reverse ? steps - 1 - k : k), b);
+#pragma unroll 1
+      for (int64_t row = threadIdx.x; row < G * H; row += kGuardThreads) {
+        float sum = 0;
+        for (int64_t i = 0; i < p.I; ++i) sum += p.w_ih[row * p.I + i] * x[i];
+        projected[row] = sum;
+      }
+      __syncthreads();
+      s.projected = projected;
+      s.projected_row = 0;
+    }
     const float* h = k > 0 ? s.product.a + b * s.product.a_row : p.h0 + b * H;
 #pragma unroll 1
     for (int64_t u = threadIdx.x / 32; u < H; u += kGuardThreads / 32) {

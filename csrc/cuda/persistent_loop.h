@@ -53,16 +53,16 @@ int prepare_cluster(Kernel* kernel, int cluster, int shared) {
 }
 
 // Packs the weights, then walks, a cluster for plan.sequences.
-template <class Shape, class Real, class Source, class Walk>
-int launch_walk(void (*kernel)(Directions<Walk>), const Packs<Source>& packs,
+template <class Shape, class Real, class Walk>
+int launch_walk(void (*kernel)(Directions<Walk>), const Packs<Real>& packs,
                 const Directions<Walk>& walks, const PersistentPlan& plan, int count, int shared,
                 void* stream) {
   constexpr PersistentShape kShape = Shape::kShape;
   const unsigned directions = unsigned(count);
   const unsigned rows = unsigned(packs.direction[0].row_gates * kShape.units / 16);
   if (const int error = prepare_cluster(kernel, kShape.cluster(), shared)) return error;
-  if (const int error = launch_blocks(pack_weights_kernel<Real, Source>, packs,
-                                      dim3(rows, directions), kPackThreads, 1, 0, stream))
+  if (const int error = launch_blocks(pack_weights_kernel<Real>, packs, dim3(rows, directions),
+                                      kPackThreads, 1, 0, stream))
     return error;
   const int64_t B = walks.direction[0].B;
   const unsigned clusters = unsigned((B + plan.sequences - 1) / plan.sequences);
@@ -72,7 +72,29 @@ int launch_walk(void (*kernel)(Directions<Walk>), const Packs<Source>& packs,
 
 template <class Rows>
 auto strided(const Rows& rows) {
-  return Strided<std::remove_pointer_t<decltype(rows.data)>>{rows.data, rows.step, rows.row};
+  return Strided<std::remove_pointer_t<decltype(rows.data)>>{
+      rows.data, rows.offsets ? rows.row : rows.step, rows.row};
+}
+
+// Of packed data they are written first.
+template <class Real, class Direction>
+int lengths_of(const Direction& p, Lengths* lengths, void* stream) {
+  *lengths = {p.uneven.lengths, p.uneven.order, nullptr};
+  if (!p.offsets) return 0;
+  Places places = {};
+  places.to = p.uneven.places;
+  places.lengths = places.to + p.T;
+  places.T = p.T;
+  *lengths = {places.lengths, nullptr, places.to};
+  for (; places.first < p.T; places.first += kPlaces) {
+    places.count = int(std::min<int64_t>(kPlaces, p.T - places.first));
+    const int64_t* from = p.offsets + places.first;
+    std::copy(from, std::min(from + kPlaces + 2, p.offsets + p.T + 1), places.offsets);
+    if (const int error =
+            launch_blocks(write_places_kernel<Real>, places, dim3(1), kPlacesThreads, 1, 0, stream))
+      return error;
+  }
+  return 0;
 }
 
 // Weights in the threads' order, in scratch that the caller gives.
@@ -92,18 +114,23 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
   constexpr PersistentShape kShape = Shape::kShape;
   constexpr bool kScaled = std::is_same_v<Real, float>;
   const int tiles = plan.sequences / kShape.columns();
+  const int columns = p[0].offsets || p[0].uneven.lengths ? kShape.columns_bytes(tiles) : 0;
+  int input = 0;
   Alignment all;
   for (int d = 0; d < count; ++d) {
+    if (!p[d].projected) input = std::max(input, kShape.input_bytes(p[d].I));
     all.add(p[d].projected).add(p[d].y).add(p[d].gates).add(p[d].c);
     all.add(p[d].h0, p[d].H).add(p[d].c0, p[d].H).add(p[d].hn, p[d].H).add(p[d].cn, p[d].H);
   }
+  Lengths lengths;
+  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
   Packs<Real> packs = {};
   Directions<PersistentForward<Real>> walks = {};
   for (int d = 0; d < count; ++d) {
     const PackedWeights packed(kShape, p[d].packed, kScaled);
-    packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale,
-                          p[d].H,    kShape.units,     kShape.gates(),
-                          1,         kShape.split,     0};
+    packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale, p[d].H, p[d].H,
+                          1,         kShape.units,     kShape.gates(), 1,      kShape.split,
+                          0};
     PersistentForward<Real>& w = walks.direction[d];
     w.T = p[d].T;
     w.B = p[d].B;
@@ -111,8 +138,12 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
     w.tiles = tiles;
     w.reverse = p[d].reverse;
     w.aligned = all.pairs() && p[d].H % 2 == 0;
+    w.lengths = lengths;
     w.weights = packed.fragments;
     w.unscale = packed.unscale;
+    w.I = p[d].projected ? 0 : p[d].I;
+    w.x = strided(p[d].x);
+    w.w_ih = p[d].w_ih;
     w.projected = strided(p[d].projected);
     w.w_hh = p[d].w_hh;
     w.b_ih = p[d].b_ih;
@@ -125,8 +156,9 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
     w.hn = p[d].hn;
     w.cn = p[d].cn;
   }
-  int error = launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan,
-                                       count, kShape.forward_bytes(tiles), stream);
+  int error =
+      launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan, count,
+                               kShape.forward_bytes(tiles) + columns + input, stream);
   if constexpr (kScaled)
     if (!error)
       error = launch_blocks(guarded_forward_kernel<Shape::cell>, walks,
@@ -137,24 +169,34 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
 template <class Real, class Shape>
 int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
                              void* stream) {
-  using Grad = typename Types<Real>::Grad;
   constexpr PersistentShape kShape = Shape::kShape;
   constexpr bool kScaled = std::is_same_v<OperandOf<Real>, Half>;
   const int tiles = plan.sequences / kShape.columns();
+  const int columns = p[0].offsets || p[0].uneven.lengths ? kShape.columns_bytes(tiles) : 0;
   Alignment all;
   for (int d = 0; d < count; ++d) {
     const CudaBackward<Real>& q = p[d];
     all.add(q.h0, q.H).add(q.c0, q.H).add(q.y).add(q.gates).add(q.c).add(q.dy).add(q.dhn, q.H);
-    all.add(q.dcn, q.H).add(q.dgates).add(q.dgates.data, q.dq).add(q.previous);
+    all.add(q.dcn, q.H).add(q.dc).add(q.dgates).add(q.dgates.data, q.dq).add(q.previous);
     all.add(q.dh0, q.H).add(q.dc0, q.H);
   }
-  Packs<Grad> packs = {};
+  Lengths lengths;
+  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
+  Packs<Real> packs = {};
   Directions<PersistentBackward<Real>> walks = {};
   for (int d = 0; d < count; ++d) {
     const PackedWeights packed(kShape, p[d].packed, kScaled);
-    packs.direction[d] = {
-        p[d].w_hh_t, packed.fragments, packed.unscale, p[d].H, kShape.units, 1, kShape.gates(),
-        0,           kShape.groups};
+    packs.direction[d] = {p[d].w_hh,
+                          packed.fragments,
+                          packed.unscale,
+                          p[d].H,
+                          1,
+                          p[d].H,
+                          kShape.units,
+                          1,
+                          kShape.gates(),
+                          0,
+                          kShape.groups};
     PersistentBackward<Real>& w = walks.direction[d];
     w.T = p[d].T;
     w.B = p[d].B;
@@ -162,6 +204,7 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
     w.tiles = tiles;
     w.reverse = p[d].reverse;
     w.aligned = all.pairs() && p[d].H % 2 == 0;
+    w.lengths = lengths;
     w.weights = packed.fragments;
     w.unscale = packed.unscale;
     w.h0 = p[d].h0;
@@ -172,6 +215,7 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
     w.dy = strided(p[d].dy);
     w.dhn = p[d].dhn;
     w.dcn = p[d].dcn;
+    w.dc = strided(p[d].dc);
     w.dgates = strided(p[d].dgates);
     w.dq = p[d].dq;
     w.previous = strided(p[d].previous);
@@ -179,7 +223,8 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
     w.dc0 = p[d].dc0;
   }
   return launch_walk<Shape, Real>(persistent_backward_kernel<Real, Shape>, packs, walks, plan,
-                                  count, kShape.backward_bytes(tiles, sizeof(Real)), stream);
+                                  count, kShape.backward_bytes(tiles, sizeof(Real)) + columns,
+                                  stream);
 }
 
 template <class Real>

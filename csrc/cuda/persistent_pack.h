@@ -1,5 +1,5 @@
 // Recurrent weights in the order in which the persistent kernels' threads keep them: once a
-// sequence, a block for 16 rows. Source is their type; backward has float16's in float32.
+// sequence, a block for 16 rows.
 #pragma once
 
 #include "persistent.h"
@@ -8,14 +8,15 @@ namespace gatedrnn::cuda {
 
 constexpr int kPackThreads = 256;
 
-// The matrix [row_gates * H, k_gates * H], each gate of either side padded to `units`; and where
-// fragment (rows' gate, rows' 16, k's gate, k's 16) goes.
-template <class Source>
+// The matrix [row_gates * H, k_gates * H], or its transpose, as `row` and `column` tell; each gate
+// of either side padded to `units`; and where fragment (rows' gate, rows' 16, k's gate, k's 16)
+// goes.
+template <class Real>
 struct Pack {
-  const Source* w;
+  const Real* w;
   Fragment* fragments;
   float* unscale;  // [row_gates, units] what the rows' products are to be multiplied by; or null
-  int64_t H;
+  int64_t H, row, column;  // from one row, or column, to the next
   int units, row_gates, k_gates, split, groups;
 
   // Forward, groups is 0: a warp keeps its group's rows, all gates, and its part of k. Backward: a
@@ -32,22 +33,22 @@ struct Pack {
   }
 };
 
-template <class Source>
+template <class Real>
 struct Packs {
-  Pack<Source> direction[2];
+  Pack<Real> direction[2];
 };
 
-template <class Real, class Source>
+template <class Real>
 __global__ void __launch_bounds__(kPackThreads)
-    pack_weights_kernel(const __grid_constant__ Packs<Source> all) {
+    pack_weights_kernel(const __grid_constant__ Packs<Real> all) {
   constexpr int kSharing = kPackThreads / 16;  // threads of a row
   GATEDRNN_SHARED(float, scales, 16);
   const auto& p = all.direction[blockIdx.y];
   const int tiles = p.units / 16, gate = int(blockIdx.x) / tiles, rows = int(blockIdx.x) % tiles;
-  const int64_t H = p.H, width = p.k_gates * H;
+  const int64_t H = p.H;
   const auto at = [&](int unit, int k_gate, int64_t k) {
     const int64_t u = rows * 16 + unit;
-    return u < H && k < H ? wide(p.w[(gate * H + u) * width + k_gate * H + k]) : 0;
+    return u < H && k < H ? wide(p.w[(gate * H + u) * p.row + (k_gate * H + k) * p.column]) : 0;
   };
   if (p.unscale) {
     const int unit = int(threadIdx.x) / kSharing;

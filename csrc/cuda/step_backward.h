@@ -23,10 +23,11 @@ struct StepBackward {
   int64_t kept;            // sequences active at t - 1; the others' states before are h0, c0
   bool aligned;
   const Real *dy, *dhn, *dcn;        // [active, P] or null; [B, P], [B, H] or null
+  const Real* dc;                    // [active, H] or null
   const Real *y, *y_before, *gates;  // [active, P], [kept, P], [active, G*H]
   const Real *h0, *c0;               // [B, P], [B, H]
   const Wide *c, *c_before;          // [active, H], [kept, H]
-  int64_t dy_row, y_row, gates_row, c_row;
+  int64_t dy_row, dc_row, y_row, gates_row, c_row;
   Grad* dgates;  // [active, ...]
   int64_t dgates_row, dq;
   Grad *dh, *hidden, *previous;  // [active, P], [active, H], [active, P], or null
@@ -90,6 +91,8 @@ __device__ void finish_lstm_backward(const Two<Wide>& sums, const StepBackward<R
     return access.store(p.dc0 + at, dc);
   }
   const auto dy = access.load_or_zero(p.dy, b * p.dy_row + u);
+  const auto also = access.load_or_zero(p.dc, b * p.dc_row + u);
+  dc = {dc.of[0] + also.of[0], dc.of[1] + also.of[1]};
   const Real* gates = p.gates + b * p.gates_row + u;
   const auto i = access.load(gates), f = access.load(gates + H), g = access.load(gates + 2 * H),
              o = access.load(gates + 3 * H);

@@ -303,7 +303,7 @@ struct Prepared {
 inline void run(Prepared& prepared, const Case& of, Product product) {
   prepared.arrays.reset();
   const int64_t before = cuda_launches(), blocks_before = launched_blocks;
-  const CudaPlan plan{product, product, of.tile, of.tile, of.persistent, of.persistent};
+  const CudaPlan plan{product, product, of.tile, of.tile, of.persistent, of.persistent, false};
   if (const int error = prepared.launch(plan)) throw std::runtime_error(cuda_error_text(error));
   if (cuda_launches() - before != prepared.launches)
     throw std::runtime_error("the number of launches");
@@ -332,10 +332,10 @@ inline std::vector<Case> persistent_cases() {
   constexpr Tile narrow = Tile::narrow;
   return {
       {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 2, 8}},
-      {gru, narrow, 2, 3, 20, 50, 50, false, true, 2, {64, 2, 16}},
+      {gru, narrow, 2, 3, 20, 50, 50, true, true, 2, {64, 2, 16}},
       {gru, narrow, 1, 4, 19, 101, 101, false, true, 2, {128, 4, 32}},
       {gru, narrow, 1, 1, 1, 64, 64, false, false, 0, {64, 2, 24}},
-      {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 4, 24}},
+      {lstm, narrow, 2, 3, 17, 34, 34, true, true, 2, {64, 4, 24}},
       {lstm, narrow, 1, 5, 4, 63, 63, false, false, 1, {64, 4, 8}},
       {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 1, 16}},
       {lstm, narrow, 1, 2, 3, 32, 32, false, false, 2, {32, 1, 8}},
@@ -350,6 +350,10 @@ inline std::vector<Case> persistent_skewed() {
 inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of) {
   const int64_t size = packed_size(int(of.gates()), of.persistent.units);
   return std::make_shared<std::vector<float>>(size_t(2 * size), NAN);
+}
+
+inline std::shared_ptr<std::vector<int64_t>> places_of(const Case& of) {
+  return std::make_shared<std::vector<int64_t>>(size_t(of.T + of.B), int64_t(1) << 60);
 }
 
 // Every case in every schedule, and the small one with every array skewed, each in its turn.

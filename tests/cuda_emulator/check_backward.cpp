@@ -6,7 +6,9 @@ namespace gatedrnn {
 
 struct Given {
   Array<Real>*h0, *c0 = nullptr, *y, *gates, *dy = nullptr, *dhn = nullptr, *dcn = nullptr;
-  Array<Grad>*w_hh_t, *w_hr_t = nullptr;
+  Array<Real>* dc = nullptr;
+  Array<Grad>* w_hr_t = nullptr;
+  std::function<double(int64_t, int64_t)> w_hh_t;
   Array<Wide>* c = nullptr;
 };
 struct Wanted {
@@ -61,6 +63,7 @@ void solve(const Case& of, const CudaBackward<Real>& p, const Given& in, const W
           const double i = gate(0), f = gate(1), g = gate(2), o = gate(3);
           const double tanh_c = std::tanh((*in.c)(t, b, u));
           const double before = first ? (*in.c0)(b, u) : (*in.c)(p.step(s - 1), b, u);
+          dcell[u] += in.dc ? (*in.dc)(t, b, u) : 0;
           const double dwhole = dcell[u] + whole * o * (1 - tanh_c * tanh_c);
           da[0] = dwhole * g * i * (1 - i);
           da[1] = dwhole * before * f * (1 - f);
@@ -76,7 +79,7 @@ void solve(const Case& of, const CudaBackward<Real>& p, const Given& in, const W
       for (int64_t u = 0; u < P; ++u) {
         double sum = gru ? sums[size_t(u)] : 0;
         for (int64_t k = 0; k < G * H; ++k)  // a GRU's third block meets dq
-          sum += operand((*in.w_hh_t)(u, k), product) *
+          sum += operand(in.w_hh_t(u, k), product) *
                  operand(dgates[size_t(gru && k >= 2 * H ? k + H : k)], product);
         d[u] = sum;
       }
@@ -97,11 +100,19 @@ void lay_out(const Case& of, Arrays& all, CudaBackward<Real>& p, bool reverse, S
   p.cell = of.cell;
   Given in;
   Wanted out;
-  p.w_hh_t = (in.w_hh_t = &all.flat<Grad>("w_hh_t", P, G * H))->rows.data;
+#ifdef PERSISTENT
+  auto& w_hh = all.flat<Real>("w_hh", G * H, P);
+  p.w_hh = w_hh.rows.data;
+  in.w_hh_t = [&](int64_t u, int64_t k) { return w_hh(k, u); };
+#else
+  auto& w_hh = all.flat<Grad>("w_hh_t", P, G * H);
+  p.w_hh_t = w_hh.rows.data;
+  in.w_hh_t = [&](int64_t u, int64_t k) { return w_hh(u, k); };
+#endif
   p.h0 = (in.h0 = &all.flat<Real>("h0", B, P))->rows.data;
   p.y = read_only(*(in.y = &all.rows<Real>("y", P)));
   p.gates = read_only(*(in.gates = &all.rows<Real>("gates", G * H)));
-  in.w_hh_t->fill(all.noise, 2 / std::sqrt(double(G * H)));
+  w_hh.fill(all.noise, 2 / std::sqrt(double(G * H)));
   in.h0->fill(all.noise, 0.4);
   in.y->fill(all.noise, 0.4);
   in.gates->fill(all.noise, 0.15, 0.25);  // far from 1, which a z must be
@@ -133,6 +144,8 @@ void lay_out(const Case& of, Arrays& all, CudaBackward<Real>& p, bool reverse, S
     if (of.full || of.projected()) {
       p.dcn = (in.dcn = &all.flat<Real>("dcn", B, H))->rows.data;
       in.dcn->fill(all.noise, 1);
+      p.dc = read_only(*(in.dc = &all.rows<Real>("dc", H)));
+      in.dc->fill(all.noise, 1);
     }
   }
   if (of.projected()) {
@@ -153,11 +166,15 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     prepared->blocks +=
         of.blocks({t - 1, t}, of.P, 64) + (of.projected() ? of.blocks({t - 1, t}, of.H, 64) : 0);
 #ifdef PERSISTENT
-  prepared->launches = 2;
-  prepared->blocks = of.persistent_blocks(of.persistent.units);
+  prepared->launches = 2 + of.packed;
+  prepared->blocks = of.packed + of.persistent_blocks(of.persistent.units);
   const auto scratch = scratch_of(of);
-  for (size_t d = 0; d < p.size(); ++d) p[d].packed = scratch->data() + d * scratch->size() / 2;
-  prepared->launch = [p, scratch](const CudaPlan& plan) {
+  const auto places = places_of(of);
+  for (size_t d = 0; d < p.size(); ++d) {
+    p[d].packed = scratch->data() + d * scratch->size() / 2;
+    p[d].uneven.places = places->data();
+  }
+  prepared->launch = [p, scratch, places](const CudaPlan& plan) {
     return cuda::persistent_backward(plan.persistent_backward, p.data(), int(p.size()), nullptr);
   };
 #else

@@ -10,7 +10,14 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   p = {};
   static_cast<Sizes&>(p) = {T, B, 0, H, P, all.offsets(), reverse};
   p.cell = of.cell;
-  auto& x = all.rows<Wide>("projected", G * H);
+#ifdef PERSISTENT
+  const bool projects = std::is_same_v<Real, float> && of.packed;
+#else
+  const bool projects = false;
+#endif
+  constexpr int64_t kFeatures = 5;
+  auto& x = all.rows<Wide>(projects ? "x" : "projected", projects ? kFeatures : G * H);
+  Array<Real>* w_ih = projects ? &all.flat<Real>("w_ih", G * H, kFeatures) : nullptr;
   auto& w = all.flat<Real>("w_hh", G * H, P);
   auto& h0 = all.flat<Real>("h0", B, P);
   x.fill(all.noise, 1);
@@ -23,7 +30,13 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
 #else
   const int64_t beyond = B;
 #endif
-  p.projected = {x.rows.data, x.rows.step, x.rows.row, x.rows.offsets};
+  if (projects) {
+    w_ih->fill(all.noise, 1);
+    p.I = kFeatures;
+    p.w_ih = w_ih->rows.data;
+    p.x = {reinterpret_cast<const Real*>(x.rows.data), x.rows.step, x.rows.row, x.rows.offsets};
+  }
+  if (!projects) p.projected = {x.rows.data, x.rows.step, x.rows.row, x.rows.offsets};
   p.w_hh = w.rows.data;
   p.h0 = h0.rows.data;
   Array<Real>*b_ih = nullptr, *b_hh = nullptr, *gates = nullptr, *w_hr = nullptr, *c0 = nullptr;
@@ -84,7 +97,12 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
           sum += operand(w(i, k), rounding) * operand(rounded<Real>(h[k]), rounding);
         sums[size_t(i)] = sum;
       }
-      const auto input = [&](int64_t i) { return x(t, b, i) + (b_ih ? (*b_ih)(0, i) : 0); };
+      const auto input = [&](int64_t i) {
+        double sum = b_ih ? (*b_ih)(0, i) : 0;
+        if (!projects) return sum + x(t, b, i);
+        for (int64_t k = 0; k < kFeatures; ++k) sum += (*w_ih)(i, k) * x(t, b, k);
+        return sum;
+      };
       for (int64_t u = 0; u < H; ++u) {
         const auto a = [&](int64_t g) { return sums[size_t(g * H + u)] + input(g * H + u); };
         double gate[4];
@@ -126,12 +144,16 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     prepared->blocks += of.blocks({t}, of.H, 32) + (of.projected() ? of.blocks({t}, of.P, 64) : 0);
 #ifdef PERSISTENT
   const bool guarded = std::is_same_v<Real, float>;
-  prepared->launches = guarded ? 3 : 2;
-  prepared->blocks = of.persistent_blocks(of.gates() * of.persistent.units);
+  prepared->launches = 2 + guarded + of.packed;
+  prepared->blocks = of.packed + of.persistent_blocks(of.gates() * of.persistent.units);
   prepared->blocks += guarded ? of.B * of.directions : 0;
   const auto scratch = scratch_of(of);
-  for (size_t d = 0; d < p.size(); ++d) p[d].packed = scratch->data() + d * scratch->size() / 2;
-  prepared->launch = [p, scratch](const CudaPlan& plan) {
+  const auto places = places_of(of);
+  for (size_t d = 0; d < p.size(); ++d) {
+    p[d].packed = scratch->data() + d * scratch->size() / 2;
+    p[d].uneven.places = places->data();
+  }
+  prepared->launch = [p, scratch, places](const CudaPlan& plan) {
     return cuda::persistent_forward(plan.persistent_forward, p.data(), int(p.size()), nullptr);
   };
 #else

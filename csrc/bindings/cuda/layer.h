@@ -9,11 +9,63 @@
 
 namespace gatedrnn {
 
+// Sequences of several lengths, as the kernels want them.
+class UnevenRows {
+ public:
+  UnevenRows(const Layer& l, const OptionalTensor& lengths, const OnDevice& on)
+      : l_(l), stream_(on.stream) {
+    if (l.packed())
+      places_ = torch::stable::new_empty(l.x, {l.T + l.B}, ScalarType::Long);
+    else if (lengths)
+      lengths_ = contiguous_of(*lengths), order_ = descending(lengths_);
+  }
+
+  bool padded() const { return lengths_.defined(); }
+  Uneven pointers() const {
+    if (padded()) return {pointer<int64_t>(lengths_), pointer<int64_t>(order_), nullptr};
+    return {nullptr, nullptr, places_.defined() ? writable<int64_t>(places_) : nullptr};
+  }
+  // `rows`: contiguous, one for each step and sequence.
+  template <class Real>
+  void zero_padding(const Tensor& rows) const {
+    const int64_t bytes = rows.numel() / l_.N * int64_t(sizeof(Real));
+    if (padded() && bytes)
+      expect_launched(zero_padding_cuda(rows.mutable_data_ptr(), bytes, l_.T, l_.B,
+                                        pointer<int64_t>(lengths_), stream_));
+  }
+
+ private:
+  const Layer& l_;
+  void* const stream_;
+  Tensor lengths_, order_, places_;
+};
+
+// Padded lengths are taken by persistent kernels alone, faster or not.
 template <class Real>
-CudaPlan plan_of(const Layer& l, const OnDevice& on, bool tf32) {
-  return cuda_plan_of({l.T, l.B, l.I, l.H, l.P, l.G, l.D, type_of<Real>(), tf32,
-                       l.packed() != nullptr, on.device.architecture, on.device.multiprocessors,
-                       on.device.clusters});
+CudaPlan plan_of(const Layer& l, const OnDevice& on, bool tf32, bool padded) {
+  CudaProblem problem{l.T,
+                      l.B,
+                      l.I,
+                      l.H,
+                      l.P,
+                      l.G,
+                      l.D,
+                      type_of<Real>(),
+                      tf32,
+                      padded || l.packed(),
+                      on.device.architecture,
+                      on.device.multiprocessors,
+                      on.device.clusters};
+  if (padded) problem.kernels = KernelChoice::persistent;
+  const CudaPlan plan = cuda_plan_of(problem);
+  expect(!padded || (plan.persistent_forward.units && plan.persistent_backward.units),
+         "no kernel takes lengths for this layer");
+  return plan;
+}
+
+inline void check_lengths(const Layer& l, const OptionalTensor& lengths) {
+  expect(!lengths || !l.packed(), "packed data has no further lengths");
+  if (lengths) check(*lengths, "lengths", ScalarType::Long, {l.B});
 }
 
 // The layer's input as the rows of one matrix.

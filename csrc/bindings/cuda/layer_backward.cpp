@@ -122,13 +122,14 @@ struct Saved {
 };
 
 struct Cotangents {
-  const OptionalTensor &dy, &dhn, &dcn;
+  const OptionalTensor &dy, &dhn, &dcn, &dc;
 };
 
 template <class Real>
 LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& given,
                         const Tensor& h0_in, const OptionalTensor& c0_in, const Saved& saved,
-                        bool need_input, bool need_weights, bool tf32) {
+                        const OptionalTensor& lengths, bool need_input, bool need_weights,
+                        bool tf32) {
   using Wide = typename Types<Real>::Wide;
   using Grad = typename Types<Real>::Grad;
   const bool lstm = l.cell == Cell::lstm;
@@ -147,20 +148,22 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
 
   const Tensor h0 = contiguous_of(h0_in);
   const OptionalTensor c0 = contiguous_of(c0_in), dhn = contiguous_of(given.dhn),
-                       dcn = contiguous_of(given.dcn);
+                       dcn = contiguous_of(given.dcn), dc = contiguous_of(given.dc);
   // A batch-first output's gradient comes with the strides of its own.
   const bool rows_apart = given.dy && !l.packed() && given.dy->stride(2) == 1;
   const OptionalTensor dy = rows_apart ? given.dy : contiguous_of(given.dy);
   const bool need_hidden = l.projected && need_weights;
+  const UnevenRows uneven(l, lengths, on);
   // float16's states are wanted as float32, which the loop writes as it goes.
-  const bool need_previous = need_weights && (l.packed() || type_of<Real>() != type_of<Grad>());
+  const bool need_previous =
+      need_weights && (l.packed() || uneven.padded() || type_of<Real>() != type_of<Grad>());
   Loop loop;
   loop.width = D * 4 * H;
   loop.dgates = empty_of<Grad>(y, {l.N, loop.width});
   if (l.projected) loop.dh = empty_of<Grad>(y, {l.N, D * P});
   if (need_hidden) loop.hidden = empty_of<Grad>(y, {l.N, D * H});
   if (need_previous) loop.previous = empty_of<Grad>(y, {l.N, D * P});
-  const CudaPlan plan = plan_of<Real>(l, on, tf32);
+  const CudaPlan plan = plan_of<Real>(l, on, tf32, uneven.padded());
   const int64_t packed_each = packed_size(l.G, plan.persistent_backward.units);
   const Tensor packed = empty_of<float>(y, {D * packed_each});
   const Tensor carry = empty_of<Wide>(y, {D, B, H});
@@ -168,11 +171,12 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
   Tensor w_hh_t[2], w_hr_t[2];
   CudaBackward<Real> p[2] = {};
   for (int d = 0; d < D; ++d) {
-    w_hh_t[d] = contiguous_of(transposed(as<Grad>(l.w_hh(d))));
+    if (!plan.persistent_backward.units) w_hh_t[d] = contiguous_of(transposed(as<Grad>(l.w_hh(d))));
     if (l.projected) w_hr_t[d] = contiguous_of(transposed(as<Grad>(*l.w_hr(d))));
     static_cast<Sizes&>(p[d]) = l.sizes(d);
     p[d].cell = l.cell;
-    p[d].w_hh_t = pointer<Grad>(w_hh_t[d]);
+    p[d].w_hh = pointer<Real>(l.w_hh(d));
+    if (w_hh_t[d].defined()) p[d].w_hh_t = pointer<Grad>(w_hh_t[d]);
     if (l.projected) p[d].w_hr_t = pointer<Grad>(w_hr_t[d]);
     p[d].h0 = pointer<Real>(h0) + d * B * P;
     p[d].y = l.at<const Real>(pointer<Real>(y), D * P, d * P);
@@ -187,6 +191,7 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
     p[d].dq = D * G * H + d * H - d * G * H;
     p[d].dh0 = writable<Real>(out.dh0) + d * B * P;
     p[d].packed = writable<float>(packed) + d * packed_each;
+    p[d].uneven = uneven.pointers();
     if (l.projected) p[d].dh = l.at(writable<Grad>(loop.dh), D * P, d * P);
     if (need_hidden) p[d].hidden = l.at(writable<Grad>(loop.hidden), D * H, d * H);
     if (need_previous) p[d].previous = l.at(writable<Grad>(loop.previous), D * P, d * P);
@@ -195,10 +200,13 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
       p[d].c0 = pointer<Real>(c0) + d * B * H;
       p[d].c = l.at<const Wide>(pointer<Wide>(saved.c), D * H, d * H);
       if (dcn) p[d].dcn = pointer<Real>(dcn) + d * B * H;
+      p[d].dc = l.at<const Real>(pointer<Real>(dc), D * H, d * H);
       p[d].dc0 = writable<Real>(out.dc0) + d * B * H;
     }
   }
   expect_launched(layer_backward_cuda(plan, p, D, on.stream));
+  uneven.zero_padding<Grad>(loop.dgates);
+  if (need_previous) uneven.zero_padding<Grad>(loop.previous);
 
   const Products<Real> products(l, on, tf32);
   out.dx = need_input ? products.input(loop) : empty(y, none);
@@ -208,23 +216,31 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
 
 LayerGradients backward(const Layer& l, const Cotangents& given, const Tensor& h0,
                         const OptionalTensor& c0, const Tensors& weights, const Saved& saved,
-                        bool need_input, bool need_weights, bool tf32) {
-  const OnDevice on(l.x, {given.dy, given.dhn, given.dcn, h0, c0, saved.y, saved.gates, saved.c},
-                    weights);
+                        const OptionalTensor& lengths, bool need_input, bool need_weights,
+                        bool tf32) {
+  const OnDevice on(
+      l.x,
+      {given.dy, given.dhn, given.dcn, given.dc, h0, c0, saved.y, saved.gates, saved.c, lengths},
+      weights);
+  check_lengths(l, lengths);
+  if (given.dc) check(*given.dc, "dc", l.x.scalar_type(), l.rows_of(l.D * l.H));
   return with_storage_of(l.x, [&]<class Real>() {
     check_backward(l, given.dy, given.dhn, given.dcn, c0, saved.y, saved.gates, l.G, saved.c,
                    scalar_type_of(type_of<typename Types<Real>::Wide>()));
-    return backward<Real>(l, on, given, h0, c0, saved, need_input, need_weights, tf32);
+    return backward<Real>(l, on, given, h0, c0, saved, lengths, need_input, need_weights, tf32);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensors> gru_backward_cuda(
-    const OptionalTensor& dy, const OptionalTensor& dhn, const Tensor& x, const Tensor& h0,
-    const Tensors& weights, bool bias, const OptionalTensor& batch_sizes, const Tensor& y,
-    const Tensor& gates, bool need_input, bool need_weights, bool tf32) {
+std::tuple<Tensor, Tensor, Tensors> gru_backward_cuda(const OptionalTensor& dy,
+                                                      const OptionalTensor& dhn, const Tensor& x,
+                                                      const Tensor& h0, const Tensors& weights,
+                                                      bool bias, const OptionalTensor& batch_sizes,
+                                                      const Tensor& y, const Tensor& gates,
+                                                      bool need_input, bool need_weights, bool tf32,
+                                                      const OptionalTensor& lengths) {
   const Layer l = layer_of(Cell::gru, x, h0, weights, bias, batch_sizes);
-  LayerGradients g = backward(l, {dy, dhn, std::nullopt}, h0, std::nullopt, weights,
-                              {y, gates, std::nullopt}, need_input, need_weights, tf32);
+  LayerGradients g = backward(l, {dy, dhn, std::nullopt, std::nullopt}, h0, std::nullopt, weights,
+                              {y, gates, std::nullopt}, lengths, need_input, need_weights, tf32);
   return {g.dx, g.dh0, g.dweights};
 }
 
@@ -232,10 +248,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensors> lstm_backward_cuda(
     const OptionalTensor& dy, const OptionalTensor& dhn, const OptionalTensor& dcn, const Tensor& x,
     const Tensor& h0, const Tensor& c0, const Tensors& weights, bool bias,
     const OptionalTensor& batch_sizes, const Tensor& y, const Tensor& gates, const Tensor& c,
-    bool need_input, bool need_weights, bool tf32) {
+    bool need_input, bool need_weights, bool tf32, const OptionalTensor& lengths,
+    const OptionalTensor& dc) {
   const Layer l = layer_of(Cell::lstm, x, h0, weights, bias, batch_sizes);
-  LayerGradients g =
-      backward(l, {dy, dhn, dcn}, h0, c0, weights, {y, gates, c}, need_input, need_weights, tf32);
+  LayerGradients g = backward(l, {dy, dhn, dcn, dc}, h0, c0, weights, {y, gates, c}, lengths,
+                              need_input, need_weights, tf32);
   return {g.dx, g.dh0, g.dc0, g.dweights};
 }
 
