@@ -83,9 +83,14 @@ def _kernel(run: Run, pass_: str) -> str | None:
     """Whose time a row is, of a layer on a GPU."""
     told = gatedrnn.explain(run.module, run.argument)
     passes = ("forward",) if pass_ == "inference" else ("forward", "backward")
-    found = {p: "persistent" if "persistent" in line else "step"
+    found = {p: _kind(line)
              for p in passes for line in re.findall(rf"^ *{p}: (.*)", told, re.MULTILINE)}
     return " ".join(dict.fromkeys(found.values())) or None
+
+
+def _kind(told: str) -> str:
+    return ("step" if "persistent" not in told else
+            "grid" if "blocks of the grid" in told else "persistent")
 
 
 def _others(case: Case, dtype: str, theirs: Run,

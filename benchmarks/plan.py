@@ -24,7 +24,7 @@ from .report import PLAN_NAMES, SKIPPED, CsvFile, PlanRow, Table, read_csv
 from .timing import Budget, Contestant, in_turn, spread
 
 DTYPES = ("tf32", "float32", "float16", "bfloat16")
-KERNELS = ("step", "persistent")
+KERNELS = ("step", "persistent", "grid")
 PASSES = {"forward": "inference", "backward": "training"}  # and what a check calls them
 VARIABLE = "GATEDRNN_CUDA_KERNEL"
 

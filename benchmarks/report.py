@@ -120,7 +120,7 @@ class MemoryRow(Row):
 class GpuRow(Row):
     """One case and pass on a GPU, beside cuDNN and what other peers could be imported."""
 
-    kernel: str | None = None  # of our layers: step, persistent, or forward's and backward's
+    kernel: str | None = None  # of our layers: plan.KERNELS, or forward's and backward's
     floor_ms: float | None = None  # floor.py
     floor_by: str | None = None
     floor_share: float | None = None  # floor / ours

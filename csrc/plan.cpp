@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "persistent.h"
+#include "grid.h"
 
 namespace gatedrnn {
 namespace {
@@ -223,6 +223,48 @@ PersistentPlan persistent_of(const CudaProblem& p, bool forward, double limit) {
   return best;
 }
 
+// The grid's kernels, in microseconds, predicted as well.
+constexpr double kGridLatency = 0.62;  // a state's way through L2, and the gates
+constexpr double kGridBytes = 58.6e3;  // of L2 that a multiprocessor reads: 32 a cycle, or writes
+
+// The grid's kernel, if its predicted time is less than `limit`: it has the fewest tiles with which
+// all groups, of both directions or of one after the other, run at once.
+PersistentPlan grid_of(const CudaProblem& p, bool forward, double limit) {
+  const int64_t units = ceil_div(p.H, GridShape::kGrain) * GridShape::kGrain;
+  if (p.architecture < 80 || p.packed || p.P != p.H || p.B < 1 || p.H < 1 || p.T < 2 ||
+      p.B > p.multiprocessors * GridShape::kMostTiles * GridShape::kColumns ||
+      units > GridShape::kMostUnits)
+    return {};
+  const int element = p.type == Type::float32 ? 4 : 2;
+  const int64_t blocks = GridShape::blocks(int(units));
+  const double multiply = double(p.gates * GridShape::kOwned * units * GridShape::kColumns);
+  const double exchange = double(blocks * GridShape::kLanes) * (forward ? 1 : 2);
+  PersistentPlan best{};
+  for (int tiles = 1; tiles <= GridShape::kMostTiles; ++tiles) {
+    const int sequences = tiles * GridShape::kColumns;
+    const int64_t groups = groups_of(p.B, sequences);
+    const int bytes = forward ? GridShape::forward_bytes(p.gates, int(units), tiles)
+                              : GridShape::backward_bytes(p.gates, int(units), tiles, element);
+    if (groups * blocks > p.multiprocessors || bytes > shared_memory(p.architecture)) continue;
+    const int launches = p.directions * groups * blocks > p.multiprocessors ? 2 : 1;
+    const double tile = multiply / kMultiplyAdds * kOverhead + exchange / kGridBytes;
+    const double step = kGridLatency + (forward ? 0 : kMeetings) + tiles * tile;
+    const double time = kPersistentLaunch + double(p.T) * launches * step;
+    if (time < limit) {
+      limit = time;
+      best = {int(units), 0, sequences};
+    }
+  }
+  return best;
+}
+
+// A cluster's kernel where there is one: its exchange is the surer one.
+PersistentPlan persistent_or_grid(const CudaProblem& p, bool forward, double limit) {
+  PersistentPlan plan{};
+  if (p.kernels != KernelChoice::grid) plan = persistent_of(p, forward, limit);
+  return plan.units ? plan : grid_of(p, forward, limit);
+}
+
 }  // namespace
 
 CudaPlan plan_cuda(const CudaProblem& p) {
@@ -249,9 +291,9 @@ CudaPlan plan_cuda(const CudaProblem& p) {
     const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
     const double step = std::max(kStepLaunch, flops / kStepProducts);
     const double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
-    plan.persistent_forward = persistent_of(p, true, limit);
-    plan.persistent_backward = persistent_of(p, false, limit);
-    plan.projects = plan.persistent_forward.units && projects(p);
+    plan.persistent_forward = persistent_or_grid(p, true, limit);
+    plan.persistent_backward = persistent_or_grid(p, false, limit);
+    plan.projects = plan.persistent_forward.cluster && projects(p);
     if (plan.persistent_forward.units && plan.forward == Product::tf32)
       plan.forward = Product::half;
     if (plan.persistent_backward.units && plan.backward == Product::tf32)

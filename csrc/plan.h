@@ -64,8 +64,8 @@ struct Clusters {
   int fit[4];
 };
 
-// Which kernels may be chosen.
-enum class KernelChoice { any, step, persistent };
+// Which kernels may be chosen; `persistent`: in clusters, or of the grid.
+enum class KernelChoice { any, step, persistent, grid };
 
 struct CudaProblem {
   int64_t T, B, I, H, P;
@@ -80,10 +80,13 @@ struct CudaProblem {
   KernelChoice kernels = KernelChoice::any;
 };
 
-// A kernel that walks all steps in one launch (persistent.h). No units: the step kernels do it.
+// A kernel that walks all steps in one launch (persistent.h). No units: the step kernels do it. No
+// cluster: blocks of the grid hold the units together (grid.h).
 struct PersistentPlan {
   int units, cluster;
-  int sequences;  // of a cluster
+  int sequences;  // of a cluster, or of a group of the grid's blocks
+
+  bool grid() const { return units > 0 && cluster == 0; }
 };
 
 // Why a pass is run as it is.

@@ -182,8 +182,10 @@ def _gpu(
             kernels["persistent"] = (
                 "CUDA persistent kernels, one launch for all steps and directions"
             )
-            lines.append(f"{which}: {product}; persistent, {units} units held by clusters of "
-                         f"{cluster}, each with {plan[which + '_sequences']} sequences")
+            blocks = f"clusters of {cluster}" if cluster != "0" else (
+                f"groups of {int(units) // 16} blocks of the grid")
+            lines.append(f"{which}: {product}; persistent, {units} units held by {blocks}, "
+                         f"each with {plan[which + '_sequences']} sequences")
     if plan["projects"] == "1":
         lines[0] += ", the input multiplied with them, in float32"
     precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "launch.h", "cell.h",
          "numbers.h", "persistent.h", "persistent_pack.h", "persistent_forward.h",
-         "persistent_backward.h", "persistent_guard.h", "persistent_lengths.h", "persistent_loop.h")
+         "persistent_backward.h", "persistent_guard.h", "persistent_lengths.h", "persistent_loop.h",
+         "grid.h", "grid_forward.h", "grid_backward.h", "grid_loop.h")
 
 FUNCTION = re.compile(r"^ {0,6}(?:[\w:<>,&*\[\]]+[ *&]+)*\(?(\w+)\)?\([^;{}]*\)(?: const)?"
                       r"(?:\s*: [\w(), ]+)?\s*\{", re.M)
@@ -197,8 +198,8 @@ def exchanges(code: str, start: int, end: int) -> Iterator[Edit]:
 
 
 def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
-    """Of the exchange inside a cluster: a single buffer; wrong counts of bytes and of arrivals; the
-    wrong peer; a block that leaves a step early."""
+    """Of the exchange inside a cluster or the grid: a single buffer; wrong counts of bytes and of
+    arrivals; wrong marks, or none; the wrong peer; a block that leaves a step early."""
     kind = "protocol"
     for match in re.compile(r"(\bk|\(k [-+] 1\)) % 2").finditer(code, start, end):
         yield Edit(kind, *match.span(), match[1] + " * 0")
@@ -210,8 +211,21 @@ def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
         yield Edit(kind, *match.span(1), f"({match[1]}) ^ 1")
     for match in re.compile(r"(?<=[( ])(?:buffer|parity)(?= \*|;)").finditer(code, start, end):
         yield Edit(kind, *match.span(), "0")
-    for match in re.compile(r"return steps\(\); }, place_\.tiles,").finditer(code, start, end):
-        yield Edit(kind, *match.span(), "return steps() - (place_.rank == 1); }, place_.tiles,")
+    ends = re.compile(r"return (steps\(\)|p_\.T); }, place_\.tiles,")
+    for match in ends.finditer(code, start, end):
+        yield Edit(kind, *match.span(1), f"{match[1]} - (place_.rank == 1)")
+    for match in re.compile(r"state % 2").finditer(code, start, end):
+        yield Edit(kind, *match.span(), "0")
+    for match in re.compile(r"__any_sync\(~0u, (.*)\)\)").finditer(code, start, end):
+        yield Edit(kind, *match.span(1), f"threadIdx.x == 7 && {match[1]}")
+        yield Edit(kind, *match.span(1), "false")
+    marks = {r"word\[\w\] != mark\b": "false", r"\bmark\(k\)(?! \{)": "0", r"k / 2 % 2": "0",
+             r"& ~1u": "& ~0u", r"(?<=uint32_t\(state) \+ 1": " + 2", r"(?<=1\] = )1;": "2;"}
+    for pattern, by in marks.items():
+        for match in re.compile(pattern).finditer(code, start, end):
+            yield Edit(kind, *match.span(), by)
+    for match in re.compile(r"given\([^()]*?, (place_\.rank)\b").finditer(code, start, end):
+        yield Edit(kind, *match.span(1), "(place_.rank ^ 1)")
 
 
 RULES = (synchronisation, protocol, bounds, offsets, gates, exchanges)

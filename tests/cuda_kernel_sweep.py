@@ -46,12 +46,13 @@ def layers(few):
 
 
 # Cell, (units, cluster, sequences), (T, B, H): in few, also clusters that exchange, of which
-# ThreadSanitizer can hold two blocks.
+# ThreadSanitizer can hold two blocks, and eight blocks of the grid.
 PERSISTENT = [("gru", (64, 1, 16), (3, 19, 51)), ("lstm", (64, 1, 8), (2, 3, 64)),
-              ("gru", (256, 2, 16), (4, 11, 210)), ("gru", (256, 2, 16), (4, 11, 211))]
+              ("gru", (256, 2, 16), (4, 11, 210)), ("gru", (256, 2, 16), (4, 11, 211)),
+              ("gru", (128, 0, 8), (3, 5, 111))]
 MORE_PERSISTENT = [("lstm", (128, 1, 8), (3, 9, 100)), ("gru", (256, 8, 8), (4, 3, 201)),
                    ("lstm", (256, 4, 16), (4, 17, 256)), ("gru", (512, 8, 8), (3, 9, 310)),
-                   ("lstm", (512, 16, 16), (3, 5, 333))]
+                   ("lstm", (512, 16, 16), (3, 5, 333)), ("lstm", (256, 0, 16), (3, 19, 233))]
 
 
 def persistent(few):

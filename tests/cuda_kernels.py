@@ -170,7 +170,7 @@ class Layer:
     shift: int = 0
     only: str = ""  # the array whose gap and shift these are
     absent: frozenset[str] = frozenset()
-    persistent: tuple[int, int, int] | None = None  # units, cluster, sequences
+    persistent: tuple[int, int, int] | None = None  # units, cluster (0: the grid), sequences
     padded: bool = False  # the packed sequences, padded and in another order, by their lengths
     projects: bool = False  # from the input, which the persistent kernel multiplies
 
@@ -312,9 +312,10 @@ class Placed:
             self.arrays[name] = np.lib.stride_tricks.as_strided(
                 buffer, (self.case.T, *buffer.shape), (0, *buffer.strides))
 
-    def pack_scratch(self, kernels) -> None:
+    def pack_scratch(self, kernels, forward: bool) -> None:
         if self.layer.persistent:
-            size = kernels.packed_size(self.case.gates, self.layer.persistent[0])
+            case, persistent = self.case, self.layer.persistent
+            size = kernels.scratch_size(case.gates, persistent, case.B, forward)
             self.arrays["packed"] = self.memory.output((size,), "float32", name="packed")
             if self.case.packed and not self.layer.padded:
                 size = self.case.T + self.case.B
@@ -348,7 +349,7 @@ def run_forward(kernels, layer: Layer, arrays: list[Arrays] | None = None, train
             (d.output_rows if train else d.one_step)(mode.wide, c=H)
         elif mode.kind != mode.wide:
             d.outputs(mode.wide, wanted=False, carry=H)
-        d.pack_scratch(kernels)
+        d.pack_scratch(kernels, True)
         if case.P:
             d.inputs(mode.kind, w_hr=a["w_hr"])
             (d.output_rows if train else d.one_step)(mode.kind, hidden=H)
@@ -392,7 +393,7 @@ def run_backward(kernels, layer: Layer, saved: list[Arrays], arrays: list[Arrays
             d.output_rows(mode.grad, dh=P)
             if extras:
                 d.output_rows(mode.grad, hidden=H)
-        d.pack_scratch(kernels)
+        d.pack_scratch(kernels, False)
         directions.append(d)
     call = getattr(kernels, f"layer_backward_{mode.kind}")
     call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile,

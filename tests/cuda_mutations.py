@@ -49,11 +49,13 @@ PHASES = {
 PREFIX = "#include <algorithm>\n#include <atomic>\n#include <cmath>\n#include \"cuda_emulator.h\"\n"
 SHARED = ("product.h", "step_forward.h", "step_backward.h", "persistent.h", "persistent_pack.h",
           "persistent_forward.h", "persistent_backward.h", "persistent_guard.h",
-          "persistent_lengths.h")  # between threads
+          "persistent_lengths.h", "grid.h", "grid_forward.h", "grid_backward.h")  # between threads
 # Small ones in the place of persistent.h's: clusters of two blocks, of four whose warps share k,
 # and a lone block.
 SHAPES = ("{Cell::gru, 64, 2, 1}, {Cell::gru, 128, 2, 4}, {Cell::lstm, 64, 1, 2}, "
           "{Cell::lstm, 32, 2, 1}")
+# And of two warps a block, which keep but one tile in registers, in the place of grid.h's.
+GRID = {"kWarps = 8": "kWarps = 2", "32 / gates": "1", "kMostUnits = 2048": "kMostUnits = 256"}
 TYPES = {"double": "float64", "float": "float32", "Half": "float16", "Bfloat16": "bfloat16"}
 INSTANCES = {
     "forward": "layer_forward_cuda(const CudaPlan&, const CudaForward<{0}>*, int, void*)",
@@ -62,9 +64,12 @@ INSTANCES = {
                     "void*)",
     "walk_backward": "persistent_backward(const PersistentPlan&, const CudaBackward<{0}>*, int, "
                      "void*)",
+    "grid_forward": "grid_forward(const PersistentPlan&, const CudaForward<{0}>*, int, void*)",
+    "grid_backward": "grid_backward(const PersistentPlan&, const CudaBackward<{0}>*, int, void*)",
     "cell": "cell_forward_cuda(const CudaCellForward<{0}>&, void*);\n"
             "template int cell_backward_cuda(const CudaCellBackward<{0}>&, void*)",
 }
+CHECKED = {"walk_": ["-DPERSISTENT"], "grid_": ["-DPERSISTENT", "-DGRID"]}
 CHECKS = ("results, first schedule", "results, other schedules", "emulator's errors", "crash",
           "time limit", "ASan and UBSan", "TSan", "none: equivalent")
 NOT_CPP = "does not compile"
@@ -89,7 +94,7 @@ def units_of(fault: Fault) -> list[Unit]:
         return by_scope[fault.scope]
     if fault.function == "copy_elements":
         return [("forward", "Half"), ("backward", "Bfloat16")]
-    if fault.file.startswith("persistent"):
+    if fault.file.startswith(("persistent", "grid")):
         return walks_of(fault)
     if fault.file == "cell.h" or fault.function == "launch_cell":
         return [("cell", "float")]
@@ -108,7 +113,8 @@ def walks_of(fault: Fault) -> list[Unit]:
     """float's operands are scaled in both passes, and its states are guarded."""
     if "guard" in fault.file:
         return [("walk_forward", "float")]
-    passes = ["walk_forward", "walk_backward"]
+    kernel = "grid" if fault.file.startswith("grid") else "walk"
+    passes = [f"{kernel}_forward", f"{kernel}_backward"]
     if "forward" in fault.file + fault.function:
         passes = passes[:1]
     elif "backward" in fault.file + fault.function:
@@ -124,8 +130,12 @@ class Checks:
         self.cuda, self.emulator = folder / "csrc" / "cuda", folder / "tests" / "cuda_emulator"
         shutil.copytree(ROOT / "csrc" / "cuda", self.cuda)
         shutil.copytree(ROOT / "tests" / "cuda_emulator", self.emulator)
-        for header in ("params.h", "plan.h", "gates.h", "persistent.h"):
+        for header in ("params.h", "plan.h", "gates.h", "persistent.h", "grid.h"):
             shutil.copy(ROOT / "csrc" / header, folder / "csrc" / header)
+        grid = folder / "csrc" / "grid.h"
+        for constant, small in GRID.items():
+            assert grid.read_text().count(constant) == 1, constant
+            grid.write_text(grid.read_text().replace(constant, small))
         shapes = folder / "csrc" / "persistent.h"
         text = shapes.read_text()
         begin = text.index("{", text.index("kPersistentShapes[]")) + 1
@@ -156,9 +166,9 @@ class Checks:
         jobs = [(place / "prefix.h", place / "prefix.h.gch", *flags),
                 (self.emulator / "cuda_emulator.cpp", place / "emulator.o", "-O2", *runtime),
                 (self.cuda / "device.cu", place / "device.o", *flags)]
-        jobs += [(self.emulator / f"check_{check.removeprefix('walk_')}.cpp",
+        jobs += [(self.emulator / f"check_{check.split('_')[-1]}.cpp",
                   place / f"{check}_{real}.o", f"-DCHECKED={real}", *flags, "-O2",
-                  *(["-DPERSISTENT"] if check.startswith("walk_") else []))
+                  *CHECKED.get(check[:5], []))
                  for check, real in wanted]
         jobs += [
             (self.cuda / f"persistent_{TYPES[real]}.cu", place / f"persistent_{real}.o", *flags)
@@ -178,7 +188,7 @@ class Checks:
             shutil.copytree(self.folder / "csrc", folder / "csrc")
             if fault:
                 (folder / "csrc" / "cuda" / fault.file).write_text(fault.text)
-            walks = check.startswith("walk_")
+            walks = check[:5] in CHECKED
             source = folder / "csrc" / "cuda" / f"{'persistent_' * walks}{TYPES[real]}.cu"
             instance = f"template int {INSTANCES[check].format(real)};"
             site = r"template int persistent(?s:.*);" if walks else r"GATEDRNN_INSTANTIATE\(.*\);"

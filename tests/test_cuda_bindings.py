@@ -262,7 +262,8 @@ def test_an_empty_batch(theirs, ours):
 
 
 @layers
-@pytest.mark.parametrize(("kernel", "least", "most"), [("step", 20, 28), ("persistent", 2, 3)])
+@pytest.mark.parametrize(("kernel", "least", "most"), [("step", 20, 28), ("persistent", 2, 3),
+                                                     ("grid", 3, 4)])
 def test_launches_of_a_layer(theirs, ours, monkeypatch, kernel, least, most):
     """A launch a step serves both directions, or one all steps; cuBLAS's and torch's own are not
     counted."""

@@ -139,6 +139,13 @@ def test_persistent_kernels(case, mode, monkeypatch):
     check(case, mode)
 
 
+@pytest.mark.parametrize("mode", PERSISTENT_MODES, ids=str)
+@every_cell
+def test_kernels_of_the_grid(cell, mode, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "grid")
+    check(Case(cell, (3, 11, 7, 130), bidirectional=True, batch_first=True), mode)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("options", [{}, {"batch_first": True, "bidirectional": True},
                                      {"form": "unsorted"}], ids=str)

@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).resolve().parent / "cuda_emulator"
 CXX = os.environ.get("CXX") or shutil.which("g++")
 NVCC = shutil.which("nvcc")
-CHECKS = 23  # that conformance.cu makes where nothing is lacking
+CHECKS = 25  # that conformance.cu makes where nothing is lacking
 SCHEDULES = [("fifo", 1), ("lifo", 1), ("random", 1), ("random", 2), ("prio", 1), ("prio", 2)]
 
 SANITIZERS = {
@@ -121,6 +121,17 @@ RACES = [
 ]
 
 
+# Relaxed stores are atomic, so that no threads race; they may arrive in the wrong order, or not.
+ORDERS = ["one_mark_of_two", "overwritten"]
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_order_of_relaxed_stores_spoils_the_result(programs, name):
+    assert 1 in [run([programs("faults"), name], schedule).returncode for schedule in SCHEDULES]
+    for schedule in SCHEDULES:
+        assert run([programs("faults"), name, "right"], schedule).returncode == 0
+
+
 @pytest.mark.parametrize("name", [*RACES, "no_wait"])
 @each_schedule
 def test_race_spoils_the_result(programs, name, schedule):
@@ -147,6 +158,7 @@ ERRORS = {
     "misaligned_matrix": ("ldmatrix: the row's address is misaligned",),
     "misaligned_copy": ("cp.async: misaligned address",),
     "misaligned_store": ("st.async: misaligned address",),
+    "misaligned_pair": ("a relaxed access: misaligned address",),
     "copies_at_exit": ("a thread ends before its cp.async copies",),
     "no_such_block": ("the cluster has no block 1",),
     "not_shared": ("not an address of this block's shared memory",),
@@ -187,7 +199,7 @@ def test_refused_launches(programs):
 def test_every_fault_is_expected(programs):
     names = run([programs("faults")]).stdout.split()
     overruns = next(mark for mark in test_overrun.pytestmark if mark.name == "parametrize").args[1]
-    assert sorted(names) == sorted([*RACES, "no_wait", *ERRORS, *overruns])
+    assert sorted(names) == sorted([*RACES, *ORDERS, "no_wait", *ERRORS, *overruns])
 
 
 def test_orders(programs):

@@ -117,9 +117,11 @@ def test_a_kernel_counts_where_all_neighbours_were_measured():
 
 
 def test_a_kernel_that_does_not_fit_any_more_is_not_insisted_on():
-    """The device answers that no cluster fits; the table is of a time when they did."""
-    p = kernels.plan(256, 16, 5, 512, 512, 3, 1, "float32", True, False, *H200, [66, 0, 0, 0],
-                     "any", measured(2, 1, H=512))
+    """The device answers that no cluster fits; the table is of a time when they did. Nor does it
+    have the multiprocessors that the grid's kernel takes."""
+    few = H200[0], 16
+    p = kernels.plan(256, 16, 5, 512, 512, 3, 1, "float32", True, False, *few, [8, 0, 0, 0],
+                     "any", measured(2, 1, H=512, device=few))
     assert p["persistent_forward"] == [0, 0, 0] and p["forward"] == "tf32"
 
 

@@ -140,21 +140,39 @@ def test_persistent_kernels_hold_what_is_asked(device):
         p = plan(B, H, device, kind, tf32, 1000, gates=gates, directions=directions)
         for (units, cluster, sequences), name in zip(persistent(p), ("forward", "backward"),
                                                      strict=True):
-            seen.add((units, cluster))
+            seen.add((units, cluster) if cluster or not units else "grid")
             if units:
-                assert units >= H and cluster >= 1 and sequences % 8 == 0
+                assert units >= H and sequences % 8 == 0
                 assert p[name] == ("bfloat16" if kind == "bfloat16" else "half")
-    alone = {(0, 0), (64, 1), (128, 1)}
+    alone = {(0, 0), (64, 1), (128, 1), "grid"}
     if device[0] < 80:
         assert seen == {(0, 0)}
     elif device[0] < 90:
         assert seen == alone
     else:
-        assert seen > alone and max(cluster for _, cluster in seen) >= 8
+        assert seen > alone and max(cluster for _, cluster in seen - {"grid"}) >= 8
+
+
+@each_device
+def test_the_grid_holds_what_is_asked(device):
+    """Where no cluster does, as many blocks as there are multiprocessors at the most; both
+    directions may take turns."""
+    seen = set()
+    for B, H, gates, directions, (kind, tf32) in product(BATCHES, WIDTHS, (3, 4), (1, 2), KINDS):
+        p = plan(B, H, device, kind, tf32, 1000, gates=gates, directions=directions)
+        for units, cluster, sequences in persistent(p):
+            if not units or cluster:
+                continue
+            assert H <= units < H + 128 and units % 128 == 0 and 8 <= sequences <= 32
+            assert -(-B // sequences) * units // 16 <= device[1]
+            assert H > 512 or device[0] < 90
+            seen.add(units)
+    assert (max(seen, default=0) >= 1024) == (device[0] >= 80)
 
 
 @pytest.mark.parametrize("change", [
-    {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 513},
+    {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 2049},
+    {"packed": True, "H": 513},
     {"device": (75, 40)},
 ], ids=str)
 def test_what_the_step_kernels_keep(change):
@@ -174,6 +192,12 @@ def test_what_the_step_kernels_keep(change):
     ({"B": 1024, "H": 128, "T": 256}, [128, 1, 8], [128, 1, 8]),
     ({"B": 1024, "H": 512}, [512, 8, 40], [512, 8, 40]),
     ({"B": 4096, "H": 600}, STEP, STEP),
+    # The grid's.
+    ({"B": 16, "H": 1024, "T": 1024, "kind": "bfloat16"}, [1024, 0, 8], [1024, 0, 8]),
+    ({"B": 16, "H": 768, "T": 1024, "kind": "float16", "gates": 4}, [768, 0, 8], [768, 0, 8]),
+    ({"B": 1, "H": 2048, "T": 1024, "gates": 4}, [2048, 0, 8], STEP),
+    ({"B": 16, "H": 640, "T": 1024, "directions": 2}, [640, 0, 16], [640, 0, 16]),
+    ({"B": 64, "H": 1024, "T": 1024}, STEP, STEP),
 ], ids=str)
 def test_known_persistent_shapes(shape, forward, backward):
     shape = {"T": 90, "tf32": True} | shape
@@ -187,6 +211,9 @@ def test_lengths_change_no_more_than_the_memory_they_take():
         shape = {"kind": kind, "tf32": tf32, "T": 1000, "gates": gates}
         for one, other in zip(*(persistent(plan(B, H, (90, 132), packed=packed, **shape))
                                 for packed in (False, True)), strict=True):
+            if one[0] and not one[1]:  # the grid's know no lengths
+                assert other == STEP
+                continue
             assert one[0] == other[0] and other[2] <= one[2]
             same += one == other
     assert same > 0.9 * 2 * 2 * len(BATCHES) * len(WIDTHS) * len(KINDS)
@@ -205,7 +232,7 @@ def test_clusters_that_the_device_does_not_fit_are_not_chosen():
     shape = {"B": 1, "H": 256, "device": (90, 132), "tf32": True, "T": 1000}
     assert plan(**shape)["persistent_forward"] == [256, 8, 8]
     assert plan(**shape, clusters=[66, 30, 0, 0])["persistent_forward"] == [256, 2, 8]
-    assert persistent(plan(**shape | {"H": 512}, clusters=[66, 30, 0, 0])) == (STEP, STEP)
+    assert plan(**shape | {"H": 512}, clusters=[66, 30, 0, 0])["persistent_forward"] == [512, 0, 8]
 
 
 def test_more_clusters_at_once_take_fewer_sequences_each():

@@ -68,8 +68,11 @@ def test_kernels_and_tiles_can_be_told(monkeypatch, precision):
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "persistent")
     assert gatedrnn.explain(gru, x[:2], **H200).count("persistent, 64 units") == 2
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "square")
-    with pytest.raises(RuntimeError, match="must be step or persistent, not square"):
+    with pytest.raises(RuntimeError, match="must be step, persistent or grid, not square"):
         gatedrnn.explain(gru, x, **H200)
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "grid")
+    held = "persistent, 128 units held by groups of 8 blocks of the grid, each with 8 sequences"
+    assert gatedrnn.explain(gru, x, **H200).count(held) == 2
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
     assert gatedrnn.explain(gru, x, **H200).count("tiles of 16 sequences") == 2
     monkeypatch.setenv("GATEDRNN_CUDA_TILE", "wide")

@@ -13,8 +13,8 @@
 #include "cuda_emulator.h"
 
 #include "../cuda/layer.h"
+#include "../grid.h"
 #include "../measured.h"
-#include "../persistent.h"
 
 namespace py = pybind11;
 
@@ -51,7 +51,7 @@ const char* name_of(Reason reason) {
 
 const char* name_of(Tile tile) { return tile == Tile::wide ? "wide" : "narrow"; }
 
-// `persistent` is empty, or units, cluster and sequences.
+// `persistent` is empty, or units, cluster (0: the grid) and sequences.
 CudaPlan plan_of(const std::string& product, const std::string& tile,
                  const std::vector<int>& persistent) {
   const auto p = named<Product>(product, {{"fma", Product::fma},
@@ -163,7 +163,8 @@ Uneven uneven_of(const Arrays& a, const Sizes& sizes) {
 }
 
 template <class Real>
-CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction, int units) {
+CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction,
+                             const PersistentPlan& plan) {
   CudaForward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -185,14 +186,14 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
   a.rows(p.c, "c", H);
   a.flat(p.carry, "carry", B * H);
   a.rows(p.hidden, "hidden", H);
-  a.flat(p.packed, "packed", packed_size(int(G), units));
+  a.flat(p.packed, "packed", scratch_size(int(G), plan, B, true));
   p.uneven = uneven_of(a, p);
   return p;
 }
 
 template <class Real>
 CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& direction,
-                               int units) {
+                               const PersistentPlan& plan) {
   CudaBackward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -219,7 +220,7 @@ CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& di
   a.flat(p.carry_c, "carry_c", B * H);
   a.flat(p.dh0, "dh0", B * P);
   a.flat(p.dc0, "dc0", B * H);
-  a.flat(p.packed, "packed", packed_size(int(G), units));
+  a.flat(p.packed, "packed", scratch_size(int(G), plan, B, false));
   p.uneven = uneven_of(a, p);
   return p;
 }
@@ -236,8 +237,7 @@ void layer_forward(const std::string& cell, const std::vector<py::dict>& directi
   const std::vector<Direction> sizes(directions.begin(), directions.end());
   std::vector<CudaForward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
-    p.push_back(
-        forward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_forward.units));
+    p.push_back(forward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_forward));
   check(layer_forward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
@@ -250,7 +250,7 @@ void layer_backward(const std::string& cell, const std::vector<py::dict>& direct
   std::vector<CudaBackward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
     p.push_back(
-        backward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_backward.units));
+        backward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_backward));
   check(layer_backward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
@@ -316,7 +316,8 @@ Type type_of(const std::string& name) {
 KernelChoice kernel_choice(const std::string& name) {
   return named<KernelChoice>(name, {{"any", KernelChoice::any},
                                     {"step", KernelChoice::step},
-                                    {"persistent", KernelChoice::persistent}});
+                                    {"persistent", KernelChoice::persistent},
+                                    {"grid", KernelChoice::grid}});
 }
 
 // Each a tuple in the order of Measurement's members.
@@ -369,7 +370,13 @@ PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
         arg("directions"), arg("type"), arg("tf32"), arg("packed"), arg("architecture"),
         arg("multiprocessors"), arg("clusters") = std::vector<int>(), arg("kernels") = "any",
         arg("measurements") = py::list());
-  m.def("packed_size", &packed_size, arg("gates"), arg("units"));
+  m.def(
+      "scratch_size",
+      [](int gates, const std::vector<int>& persistent, int64_t B, bool forward) {
+        return scratch_size(gates, plan_of("half", "wide", persistent).persistent_forward, B,
+                            forward);
+      },
+      arg("gates"), arg("persistent"), arg("B"), arg("forward"));
   m.def("launches", &cuda_launches);
   m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));
   m.def("set_multiprocessors", &cuda_emulator::set_multiprocessors, arg("count"));

@@ -43,15 +43,19 @@ inline const char* name_of(Reason reason) {
 
 inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
 
-// For experiments: GATEDRNN_CUDA_KERNEL=step or persistent, the latter wherever there is one;
-// GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile.
+// For experiments: GATEDRNN_CUDA_KERNEL=step, persistent or grid, the latter two wherever there is
+// one; GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile.
 inline CudaPlan cuda_plan_of(CudaProblem problem) {
   const char* kernel = std::getenv("GATEDRNN_CUDA_KERNEL");
   const char* tile = std::getenv("GATEDRNN_CUDA_TILE");
   const bool step = tile || (kernel && std::string_view(kernel) == "step");
-  expect(!kernel || step || std::string_view(kernel) == "persistent",
-         "GATEDRNN_CUDA_KERNEL must be step or persistent, not ", kernel ? kernel : "");
-  if (step || kernel) problem.kernels = step ? KernelChoice::step : KernelChoice::persistent;
+  const bool grid = kernel && std::string_view(kernel) == "grid";
+  expect(!kernel || step || grid || std::string_view(kernel) == "persistent",
+         "GATEDRNN_CUDA_KERNEL must be step, persistent or grid, not ", kernel ? kernel : "");
+  if (step || kernel)
+    problem.kernels = step   ? KernelChoice::step
+                      : grid ? KernelChoice::grid
+                             : KernelChoice::persistent;
   CudaPlan plan = plan_cuda_measured(problem);
   if (tile) {
     const bool narrow = std::string_view(tile) == "narrow";

@@ -334,6 +334,44 @@ __device__ __forceinline__ void store_async(T* to, const T& value, uint64_t* bar
 #endif
 }
 
+// ------------------------------------------------------------------------------------------------
+// Between all blocks, through L2: strong and relaxed at the GPU's scope. What arrives as one is 8
+// bytes, or 4: the PTX ISA has a vector's elements as accesses of their own.
+
+__device__ __forceinline__ void load_relaxed_pairs(uint32_t (&word)[4], const void* from) {
+  asm volatile(
+      "{ .reg .b64 low, high; ld.relaxed.gpu.global.v2.b64 {low, high}, [%4]; "
+      "mov.b64 {%0, %1}, low; mov.b64 {%2, %3}, high; }"
+      : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+      : "l"(__cvta_generic_to_global(from))
+      : "memory");
+}
+
+__device__ __forceinline__ void load_relaxed_words(uint32_t (&word)[4], const void* from) {
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "l"(__cvta_generic_to_global(from))
+               : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed_pair(void* to, uint32_t low, uint32_t high) {
+  asm volatile(
+      "{ .reg .b64 both; mov.b64 both, {%1, %2}; st.relaxed.gpu.global.b64 [%0], both; }" ::"l"(
+          __cvta_generic_to_global(to)),
+      "r"(low), "r"(high)
+      : "memory");
+}
+
+__device__ __forceinline__ void store_relaxed_words(void* to, const uint32_t (&word)[4]) {
+  asm volatile(
+      "st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+      "r"(word[0]), "r"(word[1]), "r"(word[2]), "r"(word[3])
+      : "memory");
+}
+
+// Between two looks at what another block is to store.
+__device__ __forceinline__ void look_again() {}
+
 #endif  // GATEDRNN_EMULATE
 
 // Turing's product is half as deep.

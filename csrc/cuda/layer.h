@@ -58,7 +58,7 @@ struct CudaForward : Sizes {
   Rows<Wide> c;                // (T, B, H) LSTM; inference passes one step's buffer with step = 0
   Wide* carry;                 // [B, H] GRU of 16-bit storage: its state between steps
   Rows<Real> hidden;           // (T, B, H) o * tanh(c); with projection only; step = 0 will do
-  float* packed;               // persistent: packed_size of scratch, at a multiple of 16 bytes
+  float* packed;               // persistent: scratch_size, at a multiple of 16 bytes
   Uneven uneven;               // persistent
 };
 

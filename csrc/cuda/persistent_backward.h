@@ -99,6 +99,47 @@ struct BackwardMemory {
   }
 };
 
+// From dh(t), or what comes of it by products, the gates' gradients of two units: r, z, n, q or i,
+// f, g, o. saved(which, unit) is what BackwardMemory says, cell(unit) an LSTM's c(t - 1).
+template <Cell kCell, class Saved, class Before>
+__device__ inline void backward_update(const Two<float>& dh, Saved saved, Before cell,
+                                       Two<float>& carried, Two<float>& state,
+                                       Two<float> (&da)[4]) {
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float d = dh.of[e] + saved(0, e);
+    if constexpr (kCell == Cell::gru) {
+      const float r = saved(1, e), z = saved(2, e), q = saved(3, e), before = saved(4, e);
+      const Fast n = gru_candidate<Fast>(z, before, state.of[e]);
+      const auto g = gru_gates_backward<float>(d + carried.of[e], r, z, n.value, q, before);
+      da[0].of[e] = g.da_r;
+      da[1].of[e] = g.da_z;
+      da[2].of[e] = g.da_n;
+      da[3].of[e] = g.dq;
+      carried.of[e] = g.dh_prev;
+      state.of[e] = before;
+    } else {
+      const float before = cell(e);
+      const Fast tanh_c = tanh(Fast(state.of[e]));
+      const auto g = lstm_gates_backward<float>(d, carried.of[e], saved(1, e), saved(2, e),
+                                                saved(3, e), saved(4, e), before, tanh_c.value);
+      da[0].of[e] = g.da_i;
+      da[1].of[e] = g.da_f;
+      da[2].of[e] = g.da_g;
+      da[3].of[e] = g.da_o;
+      carried.of[e] = g.dc_prev;
+      state.of[e] = before;
+    }
+  }
+}
+
+// Loaded where it is wanted: few ask for the cell states, and the ring has no place for them.
+template <class Real>
+__device__ inline void add_dc(const Real* dc, const Access& access, Two<float>& carried) {
+  const auto of = access.load(dc);
+  carried = {carried.of[0] + of.of[0], carried.of[1] + of.of[1]};
+}
+
 template <class Real, class Shape>
 class BackwardWalk {
  public:
@@ -288,51 +329,21 @@ class BackwardWalk {
     return at.here;
   }
 
-  // Loaded where it is wanted: few ask for the cell states, and the ring has no place for them.
-  __device__ void add_dc(const Spot& at, Two<float>& carried) const {
-    if (!at.here) return;
-    const auto dc = place_.access.load(p_.dc.at(at.t, at.b) + place_.unit);
-    carried = {carried.of[0] + dc.of[0], carried.of[1] + dc.of[1]};
-  }
-
   // From dh(t), or what comes of it by products, the gates' gradients: r, z, n, q or i, f, g, o.
   __device__ void update(int64_t k, int tile, int slot, Two<float> (&dh)[kItems],
                          Two<float> (&da)[kItems][4]) const {
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       if (p_.lengths.of && !begin(k, tile, j, dh[j], da[j])) continue;
-      const auto saved = [&](int which, int e) {
-        return wide(memory_.saved(slot, j, which)->of[e]);
-      };
-      Two<float>*carried = memory_.carried(tile, j), *state = memory_.state(tile, j);
       if (!kGru && p_.dc.data)
-        with_lengths([&]<bool kRagged>() { add_dc(spot<kRagged>(k, tile, j), *carried); });
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const float d = dh[j].of[e] + saved(0, e);
-        if constexpr (kGru) {
-          const float r = saved(1, e), z = saved(2, e), q = saved(3, e), before = saved(4, e);
-          const Fast n = gru_candidate<Fast>(z, before, state->of[e]);
-          const auto g = gru_gates_backward<float>(d + carried->of[e], r, z, n.value, q, before);
-          da[j][0].of[e] = g.da_r;
-          da[j][1].of[e] = g.da_z;
-          da[j][2].of[e] = g.da_n;
-          da[j][3].of[e] = g.dq;
-          carried->of[e] = g.dh_prev;
-          state->of[e] = before;
-        } else {
-          const float before = memory_.cell(slot, j)->of[e];
-          const Fast tanh_c = tanh(Fast(state->of[e]));
-          const auto g = lstm_gates_backward<float>(d, carried->of[e], saved(1, e), saved(2, e),
-                                                    saved(3, e), saved(4, e), before, tanh_c.value);
-          da[j][0].of[e] = g.da_i;
-          da[j][1].of[e] = g.da_f;
-          da[j][2].of[e] = g.da_g;
-          da[j][3].of[e] = g.da_o;
-          carried->of[e] = g.dc_prev;
-          state->of[e] = before;
-        }
-      }
+        with_lengths([&]<bool kRagged>() {
+          if (const Spot at = spot<kRagged>(k, tile, j); at.here)
+            add_dc(p_.dc.at(at.t, at.b) + place_.unit, place_.access, *memory_.carried(tile, j));
+        });
+      backward_update<Shape::cell>(
+          dh[j], [&](int which, int e) { return wide(memory_.saved(slot, j, which)->of[e]); },
+          [&](int e) { return kGru ? 0 : memory_.cell(slot, j)->of[e]; }, *memory_.carried(tile, j),
+          *memory_.state(tile, j), da[j]);
     }
   }
 

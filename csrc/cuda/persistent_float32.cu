@@ -1,4 +1,4 @@
-#include "persistent_loop.h"
+#include "grid_loop.h"
 
 namespace gatedrnn::cuda {
 

@@ -102,6 +102,35 @@ struct ForwardMemory {
   __device__ Two<float>* pairs(int at) const { return reinterpret_cast<Two<float>*>(shared + at); }
 };
 
+// The cells' equations for two units. Leaves the gates, as backward wants them, in the sums' place.
+template <Cell kCell>
+__device__ inline void forward_update(Two<float> (&sums)[kGates<kCell>],
+                                      const Two<float> (&x)[kGates<kCell>],
+                                      const Two<float>& last_bias, const Two<float>& before,
+                                      Two<float>& h, Two<float>& c) {
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    if constexpr (kCell == Cell::gru) {
+      sums[2].of[e] += last_bias.of[e];
+      const auto cell = gru_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+                                        x[2].of[e], sums[2].of[e], before.of[e]);
+      sums[0].of[e] = cell.r.value;
+      sums[1].of[e] = cell.z.value;
+      h.of[e] = cell.h.value;
+    } else {
+      const auto cell =
+          lstm_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+                           x[2].of[e] + sums[2].of[e], x[3].of[e] + sums[3].of[e], before.of[e]);
+      sums[0].of[e] = cell.i.value;
+      sums[1].of[e] = cell.f.value;
+      sums[2].of[e] = cell.g.value;
+      sums[3].of[e] = cell.o.value;
+      c.of[e] = cell.c.value;
+      h.of[e] = cell.h.value;
+    }
+  }
+}
+
 template <class Real, class Shape>
 class ForwardWalk {
  public:
@@ -342,7 +371,7 @@ class ForwardWalk {
         }
       }
       Two<float>* carried = memory_.carried(tile, j);
-      update(sums[j], x, *carried, h[j], c[j]);
+      forward_update<Shape::cell>(sums[j], x, constant(3), *carried, h[j], c[j]);
       *carried = Shape::cell == Cell::gru ? h[j] : c[j];
     }
     if (k + 1 < steps()) send(int((k + 1) % 2), tile, h);
@@ -350,33 +379,6 @@ class ForwardWalk {
 #pragma unroll
       for (int j = 0; j < kItems; ++j) store(spot<kRagged>(k, tile, j), sums[j], h[j], c[j]);
     });
-  }
-
-  // Leaves the gates, as backward wants them, in the sums' place.
-  __device__ void update(Two<float> (&sums)[G], const Two<float> (&x)[G], const Two<float>& before,
-                         Two<float>& h, Two<float>& c) const {
-    const Two<float> last_bias = constant(3);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if constexpr (Shape::cell == Cell::gru) {
-        sums[2].of[e] += last_bias.of[e];
-        const auto cell = gru_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
-                                          x[2].of[e], sums[2].of[e], before.of[e]);
-        sums[0].of[e] = cell.r.value;
-        sums[1].of[e] = cell.z.value;
-        h.of[e] = cell.h.value;
-      } else {
-        const auto cell =
-            lstm_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
-                             x[2].of[e] + sums[2].of[e], x[3].of[e] + sums[3].of[e], before.of[e]);
-        sums[0].of[e] = cell.i.value;
-        sums[1].of[e] = cell.f.value;
-        sums[2].of[e] = cell.g.value;
-        sums[3].of[e] = cell.o.value;
-        c.of[e] = cell.c.value;
-        h.of[e] = cell.h.value;
-      }
-    }
   }
 
   // Writes the warp's 16 units of the next state here and to all peers, 16 bytes at a time.

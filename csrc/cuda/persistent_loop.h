@@ -10,6 +10,12 @@
 
 namespace gatedrnn::cuda {
 
+// grid_loop.h
+template <class Real>
+int grid_forward(const PersistentPlan& plan, const CudaForward<Real>* p, int count, void* stream);
+template <class Real>
+int grid_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count, void* stream);
+
 template <class Step>
 int launch_blocks(void (*kernel)(Step), const Step& step, dim3 grid, int threads, int cluster,
                   int shared, void* stream) {
@@ -97,6 +103,12 @@ int lengths_of(const Direction& p, Lengths* lengths, void* stream) {
   return 0;
 }
 
+// Shared memory for the columns of a ragged batch, bytes.
+template <class Direction>
+int columns_of(const PersistentShape& shape, int tiles, const Direction& p) {
+  return p.offsets || p.uneven.lengths ? shape.columns_bytes(tiles) : 0;
+}
+
 // Weights in the threads' order, in scratch that the caller gives.
 struct PackedWeights {
   PackedWeights(const PersistentShape& shape, float* packed, bool scaled)
@@ -108,28 +120,21 @@ struct PackedWeights {
   float* unscale;
 };
 
-template <class Real, class Shape>
-int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
-                            void* stream) {
-  constexpr PersistentShape kShape = Shape::kShape;
+// What the kernels are told.
+template <class Real>
+void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
+              const CudaForward<Real>* p, int count, Packs<Real>& packs,
+              Directions<PersistentForward<Real>>& walks) {
   constexpr bool kScaled = std::is_same_v<Real, float>;
-  const int tiles = plan.sequences / kShape.columns();
-  const int columns = p[0].offsets || p[0].uneven.lengths ? kShape.columns_bytes(tiles) : 0;
-  int input = 0;
   Alignment all;
   for (int d = 0; d < count; ++d) {
-    if (!p[d].projected) input = std::max(input, kShape.input_bytes(p[d].I));
     all.add(p[d].projected).add(p[d].y).add(p[d].gates).add(p[d].c);
     all.add(p[d].h0, p[d].H).add(p[d].c0, p[d].H).add(p[d].hn, p[d].H).add(p[d].cn, p[d].H);
   }
-  Lengths lengths;
-  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
-  Packs<Real> packs = {};
-  Directions<PersistentForward<Real>> walks = {};
   for (int d = 0; d < count; ++d) {
-    const PackedWeights packed(kShape, p[d].packed, kScaled);
+    const PackedWeights packed(shape, p[d].packed, kScaled);
     packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale, p[d].H, p[d].H,
-                          1,         kShape.units,     kShape.gates(), 1,      kShape.split,
+                          1,         shape.units,      shape.gates(),  1,      shape.split,
                           0};
     PersistentForward<Real>& w = walks.direction[d];
     w.T = p[d].T;
@@ -156,23 +161,35 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
     w.hn = p[d].hn;
     w.cn = p[d].cn;
   }
-  int error =
-      launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan, count,
-                               kShape.forward_bytes(tiles) + columns + input, stream);
-  if constexpr (kScaled)
+}
+
+template <class Real, class Shape>
+int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
+                            void* stream) {
+  constexpr PersistentShape kShape = Shape::kShape;
+  const int tiles = plan.sequences / kShape.columns();
+  int shared = kShape.forward_bytes(tiles) + columns_of(kShape, tiles, p[0]), input = 0;
+  for (int d = 0; d < count; ++d)
+    if (!p[d].projected) input = std::max(input, kShape.input_bytes(p[d].I));
+  Lengths lengths;
+  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
+  Packs<Real> packs = {};
+  Directions<PersistentForward<Real>> walks = {};
+  describe(kShape, tiles, lengths, p, count, packs, walks);
+  int error = launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan,
+                                       count, shared + input, stream);
+  if constexpr (std::is_same_v<Real, float>)
     if (!error)
       error = launch_blocks(guarded_forward_kernel<Shape::cell>, walks,
                             dim3(unsigned(p[0].B), unsigned(count)), kGuardThreads, 1, 0, stream);
   return error;
 }
 
-template <class Real, class Shape>
-int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
-                             void* stream) {
-  constexpr PersistentShape kShape = Shape::kShape;
+template <class Real>
+void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
+              const CudaBackward<Real>* p, int count, Packs<Real>& packs,
+              Directions<PersistentBackward<Real>>& walks) {
   constexpr bool kScaled = std::is_same_v<OperandOf<Real>, Half>;
-  const int tiles = plan.sequences / kShape.columns();
-  const int columns = p[0].offsets || p[0].uneven.lengths ? kShape.columns_bytes(tiles) : 0;
   Alignment all;
   for (int d = 0; d < count; ++d) {
     const CudaBackward<Real>& q = p[d];
@@ -180,23 +197,19 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
     all.add(q.dcn, q.H).add(q.dc).add(q.dgates).add(q.dgates.data, q.dq).add(q.previous);
     all.add(q.dh0, q.H).add(q.dc0, q.H);
   }
-  Lengths lengths;
-  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
-  Packs<Real> packs = {};
-  Directions<PersistentBackward<Real>> walks = {};
   for (int d = 0; d < count; ++d) {
-    const PackedWeights packed(kShape, p[d].packed, kScaled);
+    const PackedWeights packed(shape, p[d].packed, kScaled);
     packs.direction[d] = {p[d].w_hh,
                           packed.fragments,
                           packed.unscale,
                           p[d].H,
                           1,
                           p[d].H,
-                          kShape.units,
+                          shape.units,
                           1,
-                          kShape.gates(),
+                          shape.gates(),
                           0,
-                          kShape.groups};
+                          shape.groups};
     PersistentBackward<Real>& w = walks.direction[d];
     w.T = p[d].T;
     w.B = p[d].B;
@@ -222,14 +235,27 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
     w.dh0 = p[d].dh0;
     w.dc0 = p[d].dc0;
   }
+}
+
+template <class Real, class Shape>
+int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
+                             void* stream) {
+  constexpr PersistentShape kShape = Shape::kShape;
+  const int tiles = plan.sequences / kShape.columns();
+  const int shared = kShape.backward_bytes(tiles, sizeof(Real)) + columns_of(kShape, tiles, p[0]);
+  Lengths lengths;
+  if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
+  Packs<Real> packs = {};
+  Directions<PersistentBackward<Real>> walks = {};
+  describe(kShape, tiles, lengths, p, count, packs, walks);
   return launch_walk<Shape, Real>(persistent_backward_kernel<Real, Shape>, packs, walks, plan,
-                                  count, kShape.backward_bytes(tiles, sizeof(Real)) + columns,
-                                  stream);
+                                  count, shared, stream);
 }
 
 template <class Real>
 int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
                        void* stream) {
+  if (plan.grid()) return grid_forward(plan, p, count, stream);
   return with_shape(p[0].cell, plan, [&]<class Shape>() {
     return persistent_forward_with<Real, Shape>(plan, p, count, stream);
   });
@@ -238,6 +264,7 @@ int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, i
 template <class Real>
 int persistent_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
                         void* stream) {
+  if (plan.grid()) return grid_backward(plan, p, count, stream);
   return with_shape(p[0].cell, plan, [&]<class Shape>() {
     return persistent_backward_with<Real, Shape>(plan, p, count, stream);
   });

@@ -7,7 +7,7 @@
 // Everything that is not an input is NaN before a launch, gaps between rows and both sides of every
 // array too, and must be the same bits after it unless it is an output. Oracles are of doubles.
 // -DCHECKED=double (float, Half, Bfloat16) is the type under test; with -DPERSISTENT the kernels
-// are persistent.h's.
+// are persistent.h's, with -DGRID also grid.h's.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@
 #include "cuda_emulator.h"
 
 #include "../../csrc/cuda/layer.h"
-#include "../../csrc/persistent.h"
+#include "../../csrc/grid.h"
 
 // The linker's --wrap sends every launch here first.
 inline int64_t launched_blocks;
@@ -42,8 +42,20 @@ template <class R>
 int persistent_forward(const PersistentPlan&, const CudaForward<R>*, int, void*);
 template <class R>
 int persistent_backward(const PersistentPlan&, const CudaBackward<R>*, int, void*);
+template <class R>
+int grid_forward(const PersistentPlan&, const CudaForward<R>*, int, void*);
+template <class R>
+int grid_backward(const PersistentPlan&, const CudaBackward<R>*, int, void*);
 
 }  // namespace cuda
+
+#ifdef GRID
+constexpr auto walk_forward = cuda::grid_forward<CHECKED>;
+constexpr auto walk_backward = cuda::grid_backward<CHECKED>;
+#else
+constexpr auto walk_forward = cuda::persistent_forward<CHECKED>;
+constexpr auto walk_backward = cuda::persistent_backward<CHECKED>;
+#endif
 
 using Real = CHECKED;
 using Wide = Types<Real>::Wide;
@@ -142,10 +154,12 @@ struct Case {
     return tiles(batch, is_wide ? kWideBatch : 16) * tiles(units, is_wide ? units_of_wide : 16) *
            directions;
   }
-  // Of the packing of `rows` of weights, and of the walk.
-  int64_t persistent_blocks(int64_t rows) const {
+  // Of the packing of `rows` of weights, and of the walk; the grid's exchange is seeded besides.
+  int64_t persistent_blocks(int64_t rows, bool forward) const {
     const int64_t clusters = (B + persistent.sequences - 1) / persistent.sequences;
-    return directions * (rows / 16 + clusters * persistent.cluster);
+    if (!persistent.grid()) return directions * (rows / 16 + clusters * persistent.cluster);
+    const int64_t seeds = (exchange_size(persistent, B, forward) / 4 + 255) / 256;
+    return directions * (rows / 16 + seeds + clusters * GridShape::blocks(persistent.units));
   }
   // Active sequences end several at once, none, and all but one.
   std::vector<int64_t> offsets() const {
@@ -325,11 +339,24 @@ inline std::vector<Product> products(bool forward) {
 }
 #endif
 
-// Of the shapes that cuda_mutations.py puts into persistent.h: lone blocks and clusters, sums over
-// k shared by one, two and four warps; partial tiles, several tiles and clusters.
+// Of the shapes that cuda_mutations.py puts into grid.h and persistent.h. The grid's: one tile a
+// warp and several, in registers and in shared memory; more of them than are read ahead. The
+// clusters': lone blocks and clusters, sums over k shared by one, two and four warps. Of both
+// partial tiles, several tiles, groups and clusters.
 inline std::vector<Case> persistent_cases() {
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow;
+#ifdef GRID
+  return {
+      {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 0, 8}},
+      {gru, narrow, 2, 3, 20, 30, 30, false, true, 2, {32, 0, 16}},
+      {gru, narrow, 1, 3, 3, 251, 251, false, true, 2, {256, 0, 8}},
+      {gru, narrow, 1, 1, 1, 64, 64, false, false, 0, {64, 0, 24}},
+      {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 0, 24}},
+      {lstm, narrow, 1, 5, 4, 95, 95, false, false, 1, {96, 0, 8}},
+      {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 0, 16}},
+  };
+#endif
   return {
       {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 2, 8}},
       {gru, narrow, 2, 3, 20, 50, 50, true, true, 2, {64, 2, 16}},
@@ -342,13 +369,17 @@ inline std::vector<Case> persistent_cases() {
   };
 }
 inline std::vector<Case> persistent_skewed() {
+#ifdef GRID
+  return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}},
+          {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}}};
+#endif
   return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {64, 2, 8}},
           {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 1, 8}}};
 }
 
 // The persistent kernels' scratch of two directions.
-inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of) {
-  const int64_t size = packed_size(int(of.gates()), of.persistent.units);
+inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of, bool forward) {
+  const int64_t size = scratch_size(int(of.gates()), of.persistent, of.B, forward);
   return std::make_shared<std::vector<float>>(size_t(2 * size), NAN);
 }
 

@@ -144,17 +144,17 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     prepared->blocks += of.blocks({t}, of.H, 32) + (of.projected() ? of.blocks({t}, of.P, 64) : 0);
 #ifdef PERSISTENT
   const bool guarded = std::is_same_v<Real, float>;
-  prepared->launches = 2 + guarded + of.packed;
-  prepared->blocks = of.packed + of.persistent_blocks(of.gates() * of.persistent.units);
+  prepared->launches = 2 + guarded + of.persistent.grid() + of.packed;
+  prepared->blocks = of.packed + of.persistent_blocks(of.gates() * of.persistent.units, true);
   prepared->blocks += guarded ? of.B * of.directions : 0;
-  const auto scratch = scratch_of(of);
+  const auto scratch = scratch_of(of, true);
   const auto places = places_of(of);
   for (size_t d = 0; d < p.size(); ++d) {
     p[d].packed = scratch->data() + d * scratch->size() / 2;
     p[d].uneven.places = places->data();
   }
   prepared->launch = [p, scratch, places](const CudaPlan& plan) {
-    return cuda::persistent_forward(plan.persistent_forward, p.data(), int(p.size()), nullptr);
+    return walk_forward(plan.persistent_forward, p.data(), int(p.size()), nullptr);
   };
 #else
   prepared->launch = [p](const CudaPlan& plan) {

@@ -316,6 +316,8 @@ int main() {
   check("votes", check_votes());
   check("atomics", check_atomics());
   check("grid_sync", check_grid());
+  check("relaxed pairs", check_relaxed<true>());
+  check("relaxed words", check_relaxed<false>());
   if (major >= 9) {
     check("clusters", check_clusters());
     check("mbarrier", check_mbarrier());

@@ -297,3 +297,52 @@ bool check_stores() {
     }
   return good;
 }
+
+// Two blocks exchange numbers, each with the round's mark, in two buffers; what a thread gets it
+// gives back in the next round. 32 bits come with 32 bits of mark, or have it in their last one.
+template <bool kPairs>
+__global__ void pass_on(uint32_t* buffers, uint32_t* out, int rounds) {
+  const int blocks = gridDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
+  const int before = (blockIdx.x + blocks - 1) % blocks * blockDim.x + threadIdx.x;
+  uint32_t word[4] = {uint32_t(8 * i), 0, uint32_t(8 * i + 2), 0};
+  if (!kPairs) word[1] = 8 * i + 4, word[3] = 8 * i + 6;
+  for (int round = 0; round < rounds; ++round) {
+    uint32_t* to = buffers + 4 * (round % 2 * blocks * blockDim.x + i);
+    const uint32_t* from = buffers + 4 * (round % 2 * blocks * blockDim.x + before);
+    const uint32_t mark = kPairs ? round + 1 : (round / 2 + 1) % 2;
+    if (kPairs) {
+      store_relaxed_pair(to, word[0], mark);
+      store_relaxed_pair(to + 2, word[2], mark);
+    } else {
+      for (uint32_t& w : word) w = (w & ~1u) | mark;
+      store_relaxed_words(to, word);
+    }
+    bool stale = true;
+    while (stale) {
+      if (kPairs)
+        load_relaxed_pairs(word, from);
+      else
+        load_relaxed_words(word, from);
+      stale = false;
+      for (int w = 0; w < 4; ++w)
+        stale |= kPairs ? w % 2 && word[w] != mark : (word[w] & 1) != mark;
+      if (stale) look_again();
+    }
+  }
+  for (int w = 0; w < 4; ++w) out[4 * i + w] = word[w];
+}
+
+template <bool kPairs>
+bool check_relaxed() {
+  constexpr int blocks = 2, n = 32 * blocks, rounds = 5;
+  Array<uint32_t> buffers(2 * 4 * n), out(4 * n);
+  bool good = run({.grid = dim3(blocks), .cooperative = true}, pass_on<kPairs>, buffers.data,
+                  out.data, rounds);
+  for (int i = 0; i < n; ++i) {
+    const uint32_t from = 8 * uint32_t((i + n - rounds % blocks * 32) % n), mark = 1;
+    for (uint32_t w = 0; w < 4; ++w)
+      good &= out[4 * i + int(w)] ==
+              (kPairs ? w % 2 ? uint32_t(rounds) : from + w : from + w % 2 * 4 + w / 2 * 2 + mark);
+  }
+  return good;
+}

@@ -27,9 +27,7 @@ int refuse(const Launch& launch) {
   const auto limit = gpu.dynamic_limits.find(launch.kernel);
   if (launch.shared > (limit == gpu.dynamic_limits.end() ? 48 << 10 : limit->second))
     return cudaErrorInvalidValue;
-  // A multiprocessor of capability 9.0: 2048 threads, 228 KB, of which each block costs one more.
-  const size_t fit =
-      std::min<size_t>(2048 / ((threads + 31) / 32 * 32), (228 << 10) / (launch.shared + 1024));
+  const size_t fit = size_t(max_active_blocks(int(threads), launch.shared));
   const size_t blocks = volume(grid);
   if (launch.cooperative && blocks > std::min<size_t>(fit * gpu.multiprocessors, kMaxBlocks))
     return cudaErrorCooperativeLaunchTooLarge;
@@ -67,6 +65,12 @@ int launch(const Launch& launch) {
 // Of blocks of which each has a multiprocessor to itself.
 int max_active_clusters(const Launch& launch) {
   return gpu.multiprocessors / int(volume(launch.cluster));
+}
+
+// Capability 9.0: 2048 threads, 228 KB, of which each block costs one more. Registers are not
+// known.
+int max_active_blocks(int threads, size_t shared) {
+  return int(std::min<size_t>(2048 / ((threads + 31) / 32 * 32), (228 << 10) / (shared + 1024)));
 }
 
 int set_dynamic_shared_limit(const void* kernel, int bytes) {
@@ -227,6 +231,36 @@ void store_async(void* to, const void* value, int bytes, uint64_t* barrier, unsi
   Store store{&peer(rank), target, {}, bytes, done};
   std::memcpy(store.value, value, size_t(bytes));
   gpu.stores.push_back(store);
+}
+
+void check_alignment(const void* p, unsigned bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes) fail("a relaxed access: misaligned address");
+}
+
+// On its way, as one; others may arrive before it, but none for the same place.
+void store_relaxed(void* to, const void* value, int bytes) {
+  auto* target = static_cast<unsigned char*>(to);
+#ifdef __SANITIZE_ADDRESS__
+  unsigned char was[16];
+  std::memcpy(was, to, size_t(bytes));  // a report should show this call
+#endif
+  uint16_t& before = gpu.relaxed[place_of(to)];
+  for (size_t i = 0; before && i < gpu.stores.size(); ++i) {
+    const Store& other = gpu.stores[i];
+    if (other.to < target + bytes && target < other.to + other.bytes) deliver(i--);
+  }
+  if (gpu.stores.size() == gpu.stores.capacity()) deliver(0);
+  Store store{nullptr, target, {}, bytes, nullptr};
+  std::memcpy(store.value, value, size_t(bytes));
+  gpu.stores.push_back(store);
+  ++before;
+}
+
+// Sometimes words arrive one by one.
+void device::store_relaxed_words(void* to, const uint32_t (&word)[4]) {
+  check_alignment(to, 16);
+  if (draw() % 8) return store_relaxed(to, word, 16);
+  for (int i = 0; i < 4; ++i) store_relaxed(static_cast<uint32_t*>(to) + i, word + i, 4);
 }
 
 namespace device {

@@ -4,8 +4,8 @@
 //
 //   what runs   grids of blocks and clusters, warps, static and dynamic shared memory,
 //               __syncthreads, barriers of some warps, __syncwarp, shuffles, ballot, atomics,
-//               cluster and grid barriers, mbarrier, cp.async, st.async, ldmatrix, mma.sync, the
-//               host's calls for launching
+//               cluster and grid barriers, mbarrier, cp.async, st.async, relaxed loads and stores,
+//               which arrive in any order, ldmatrix, mma.sync, the host's calls for launching
 //   what shows  a barrier that cannot complete, lanes that meet in different instructions,
 //               misaligned addresses, copies never waited for; each throws Error out of the launch
 //   what helps  adversarial orders of execution; shared memory that is NaN until written, where an
@@ -15,8 +15,8 @@
 //               a thread, and only barriers order memory: a missing one is reported whatever the
 //               order of execution
 //
-// It does not model: memory that is reordered, fences of too narrow a scope (st.async orders all
-// that its thread did before, more than PTX promises), bank conflicts, time.
+// It does not model: other memory that is reordered, fences of too narrow a scope (st.async orders
+// all that its thread did before, more than PTX promises), bank conflicts, time.
 #pragma once
 
 #include <bit>
@@ -106,6 +106,7 @@ void set_multiprocessors(int count);
 
 [[noreturn]] void fail(const std::string& message);
 void yield();  // in loops that wait for another thread's store
+void check_alignment(const void* p, unsigned bytes);
 unsigned lane();
 unsigned char* dynamic_shared();
 void* static_shared(const void* site, size_t bytes, size_t alignment);
@@ -135,6 +136,7 @@ struct Launch {
 int launch(const Launch& launch);  // 0 or CUDA's error code; throws Error
 int set_dynamic_shared_limit(const void* kernel, int bytes);
 int max_active_clusters(const Launch& launch);
+int max_active_blocks(int threads, size_t shared);  // of a multiprocessor
 int attribute(int which, int* value);
 
 float half_to_float(uint16_t bits);
@@ -146,6 +148,7 @@ void copy_async(void* shared, const void* global, int bytes, int valid);
 void wait_copies(int pending);
 void* map_shared_rank(const void* p, unsigned rank);
 void store_async(void* to, const void* value, int bytes, uint64_t* barrier, unsigned rank);
+void store_relaxed(void* to, const void* value, int bytes);
 
 // The twins of csrc/cuda/device.h's names.
 namespace device {
@@ -191,6 +194,27 @@ void store_async(T* to, const T& value, uint64_t* barrier, unsigned rank) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
   cuda_emulator::store_async(to, &value, sizeof(T), barrier, rank);
 }
+
+inline void load_relaxed_pairs(uint32_t (&word)[4], const void* from) {
+  check_alignment(from, 16);
+  for (int half = 0; half < 2; ++half) {
+    const uint64_t both =
+        __atomic_load_n(static_cast<const uint64_t*>(from) + half, __ATOMIC_RELAXED);
+    std::memcpy(word + 2 * half, &both, 8);
+  }
+}
+inline void load_relaxed_words(uint32_t (&word)[4], const void* from) {
+  check_alignment(from, 16);
+  for (int i = 0; i < 4; ++i)
+    word[i] = __atomic_load_n(static_cast<const uint32_t*>(from) + i, __ATOMIC_RELAXED);
+}
+inline void store_relaxed_pair(void* to, uint32_t low, uint32_t high) {
+  check_alignment(to, 8);
+  const uint32_t both[] = {low, high};
+  store_relaxed(to, both, 8);
+}
+void store_relaxed_words(void* to, const uint32_t (&word)[4]);
+inline void look_again() { yield(); }
 
 }  // namespace device
 }  // namespace cuda_emulator
@@ -384,5 +408,12 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*kernel)(Formal...)
   launch.kernel = reinterpret_cast<const void*>(kernel);
   cuda_emulator::read_attributes(*config, launch);
   *count = cuda_emulator::max_active_clusters(launch);
+  return cudaSuccess;
+}
+
+template <class... Formal>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, void (*)(Formal...),
+                                                          int threads, size_t shared) {
+  *count = cuda_emulator::max_active_blocks(threads, shared);
   return cudaSuccess;
 }

@@ -153,6 +153,40 @@ __global__ void store_over_readers(float* out, bool right) {
   cluster_sync();
 }
 
+// Two numbers of one access, each with a mark of its own, of which the second is not looked at.
+__global__ void one_mark_of_two(uint32_t* passed, float* out, bool right) {
+  const int i = threadIdx.x;
+  if (blockIdx.x == 0) {
+    store_relaxed_pair(passed + 4 * i, 2 * i + 1, 1);
+    store_relaxed_pair(passed + 4 * i + 2, 2 * i + 2, 1);
+    return;
+  }
+  uint32_t word[4] = {};
+  while (word[1] != 1 || (right && word[3] != 1)) {
+    look_again();
+    load_relaxed_pairs(word, passed + 4 * i);
+  }
+  for (int w = 0; w < 2; ++w) out[2 * i + w] = float(word[2 * w]);
+}
+
+// One buffer: the second round's numbers overtake those that the other block waits for.
+__global__ void overwritten(uint32_t* passed, float* out, bool right) {
+  const int i = threadIdx.x;
+  uint32_t word[4] = {};
+  for (uint32_t round = 1; round <= 2; ++round) {
+    uint32_t* at = passed + (right ? round - 1 : 0) * 128 + 4 * i;
+    if (blockIdx.x == 0) {
+      store_relaxed_pair(at, i, round);
+    } else {
+      while (word[1] < round) {
+        look_again();
+        load_relaxed_pairs(word, at);
+      }
+      out[(round - 1) * 32 + i] = float(word[0] + 32 * (word[1] - 1) + 1);
+    }
+  }
+}
+
 // ------------------------------------------------------------------------------------------------
 // Errors.
 
@@ -216,6 +250,10 @@ __global__ void misaligned_store(bool right) {
   mbarrier_arrive_expect(barrier, 8);
   store_async(reinterpret_cast<float2*>(shared + (right ? 8 : 12)), float2{1, 2}, barrier, 0);
   mbarrier_wait(barrier, 0);
+}
+
+__global__ void misaligned_pair(uint32_t* passed, bool right) {
+  store_relaxed_pair(passed + (right ? 2 : 1), 1, 1);
 }
 
 __global__ void misaligned_vector(float* out, bool right) {

@@ -76,10 +76,12 @@ int main(int count, char** values) {
   const bool right = count > 2;
   std::vector<float> in(64), out(64, NAN), scratch(64, NAN);
   for (int i = 0; i < 64; ++i) in[i] = float(i + 1);
+  alignas(16) uint32_t passed[256] = {};
   int flag = 0, written = 0;  // elements of `out`
   const float* from = in.data();
   float* to = out.data();
   const Shape one, pair{.block = dim3(64)}, two{.grid = dim3(2), .cluster = 2};
+  const Shape both{.grid = dim3(2), .cooperative = true};
   Shape two_shared = two, one_shared = one;
   two_shared.shared = 144;
   one_shared.shared = 1024;
@@ -103,6 +105,8 @@ int main(int count, char** values) {
        [&] { written = 64, run(two, block_barrier_in_a_cluster, to, right); }},
       {"store_without_wait", [&] { written = 64, run(two_shared, store_without_wait, to, right); }},
       {"store_over_readers", [&] { written = 64, run(two_shared, store_over_readers, to, right); }},
+      {"one_mark_of_two", [&] { written = 64, run(both, one_mark_of_two, passed, to, right); }},
+      {"overwritten", [&] { written = 64, run(both, overwritten, passed, to, right); }},
       {"different_barriers",
        [&] { run({.grid = dim3(2), .block = dim3(64), .cluster = 2}, different_barriers, right); }},
       {"too_few_bytes", [&] { run(one, too_few_bytes, right); }},
@@ -113,6 +117,7 @@ int main(int count, char** values) {
       {"misaligned_matrix", [&] { run(one_shared, misaligned_matrix, right); }},
       {"misaligned_copy", [&] { run(one_shared, misaligned_copy, from, right); }},
       {"misaligned_store", [&] { run({.block = dim3(1), .shared = 64}, misaligned_store, right); }},
+      {"misaligned_pair", [&] { run(one, misaligned_pair, passed, right); }},
       {"misaligned_vector", [&] { run({.block = dim3(2)}, misaligned_vector, to, right); }},
       {"copies_at_exit", [&] { run(one, copies_at_exit, from, right); }},
       {"no_such_block", [&] { run(one_shared, no_such_block, right); }},

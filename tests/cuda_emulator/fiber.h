@@ -82,6 +82,8 @@ inline void permit(void*, size_t) {}
 class Context {
  public:
   static constexpr size_t kStack = 128 << 10, kGuard = 4 << 10;
+  // A guard costs two of Linux's 65530 mappings, and a process may have two emulators.
+  static constexpr unsigned kGuarded = 8000;
 
   Context() = default;
   Context(const Context&) = delete;
@@ -96,7 +98,7 @@ class Context {
       void* p = mmap(nullptr, kStack, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (p == MAP_FAILED) throw std::bad_alloc();
-      mprotect(p, kGuard, PROT_NONE);
+      if (colour < kGuarded) mprotect(p, kGuard, PROT_NONE);
       base_ = static_cast<char*>(p);
     }
     bottom_ = base_ + kGuard;

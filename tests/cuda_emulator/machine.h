@@ -17,8 +17,8 @@ namespace {
 constexpr unsigned kFull = ~0u;
 constexpr int kPoison = 0xff;  // every float and half of it is NaN
 constexpr size_t kStaticLimit = 48 << 10, kDynamicLimit = 227 << 10;
-constexpr unsigned kMaxBlocks = 1024;       // that run at the same time
-constexpr unsigned kFutileRounds = 100000;  // of yielding threads, without any barrier passed
+constexpr unsigned kMaxBlocks = 1024;     // that run at the same time
+constexpr unsigned kFutileRounds = 1000;  // of yielding threads, without any barrier passed
 
 struct Block;
 struct Warp;
@@ -123,7 +123,7 @@ struct Store {
   unsigned char* to;
   unsigned char value[16];
   int bytes;
-  uint64_t* barrier;
+  uint64_t* barrier;  // null: relaxed, and nobody's
 };
 
 enum class Order { fifo, lifo, random, prio };
@@ -153,6 +153,7 @@ struct Machine {
   Warp* favourite = nullptr;  // the last one to run, if no other one has become ready since
   std::vector<Fiber*> yielded;
   std::vector<Store> stores;  // on their way
+  uint16_t relaxed[1 << 20];  // how many of them, by place_of
   Courier courier;
   unsigned futile_rounds = 0;
   uint64_t switches = 0, next_draw = 0;
@@ -281,16 +282,19 @@ void complete_phase(Block& block, uint64_t* barrier) {
   }
 }
 
+size_t place_of(const void* p) { return reinterpret_cast<uintptr_t>(p) / 16 % (1 << 20); }
+
 void deliver(size_t which) {
   const Store store = gpu.stores[which];
   gpu.stores[which] = gpu.stores.back();
   gpu.stores.pop_back();
-  Mbarrier& state = *reinterpret_cast<Mbarrier*>(store.barrier);
-  gpu.courier([&] {
-    tsan_acquire(store.to);
-    tsan_write(store.to, size_t(store.bytes));
-    tsan_release(reinterpret_cast<char*>(store.barrier) + state.phase);
-  });
+  if (store.barrier)
+    gpu.courier([&] {
+      const auto* barrier = reinterpret_cast<const Mbarrier*>(store.barrier);
+      tsan_acquire(store.to);
+      tsan_write(store.to, size_t(store.bytes));
+      tsan_release(reinterpret_cast<char*>(store.barrier) + barrier->phase);
+    });
   // Copies of known size are no calls: TSan would take a call for an access by this fiber.
   if (store.bytes == 4)
     std::memcpy(store.to, store.value, 4);
@@ -298,8 +302,13 @@ void deliver(size_t which) {
     std::memcpy(store.to, store.value, 8);
   else
     std::memcpy(store.to, store.value, 16);
-  state.bytes -= store.bytes;
-  complete_phase(*store.block, store.barrier);
+  if (store.barrier) {
+    reinterpret_cast<Mbarrier*>(store.barrier)->bytes -= store.bytes;
+    complete_phase(*store.block, store.barrier);
+  } else {
+    --gpu.relaxed[place_of(store.to)];
+    gpu.futile_rounds = 0;
+  }
 }
 
 // Who runs next; null: none can.
@@ -314,15 +323,20 @@ Fiber* choose() {
   while (true) {
     if (Fiber* fiber = take_ready()) return fiber;
     if (!gpu.stores.empty()) {
-      deliver(draw() % gpu.stores.size());
-    } else if (!gpu.yielded.empty()) {
+      // Who waits in a loop may look before all have arrived.
+      const bool all = draw() % 4;
+      size_t some = gpu.yielded.empty() ? 1 : gpu.stores.size();
+      if (!all) some = draw() % some + 1;
+      for (; some > 0; --some) deliver(draw() % gpu.stores.size());
+    }
+    if (!gpu.yielded.empty()) {
       if (++gpu.futile_rounds > kFutileRounds) {
         gpu.error = std::make_exception_ptr(Error("live-lock: threads wait in loops for a store"));
         return nullptr;
       }
       for (Fiber* fiber : gpu.yielded) make_ready(fiber);
       gpu.yielded.clear();
-    } else {
+    } else if (gpu.stores.empty() && !gpu.top.mask) {
       return nullptr;
     }
   }

@@ -73,6 +73,7 @@ class Wave {
     gpu.clusters.clear();
     gpu.yielded.clear();
     gpu.stores.clear();
+    std::fill(std::begin(gpu.relaxed), std::end(gpu.relaxed), uint16_t(0));
     gpu.favourite = nullptr;
     gpu.top = {};
     for (Ready& group : gpu.groups) group = {};
@@ -85,6 +86,7 @@ class Wave {
     switch_to(choose());
     if (gpu.error) std::rethrow_exception(std::exchange(gpu.error, nullptr));
     if (gpu.live) throw Error(dead_lock());
+    while (!gpu.stores.empty() && !gpu.stores.back().barrier) deliver(gpu.stores.size() - 1);
     for (auto& block : gpu.blocks) {
       if (block->cluster->blocks.size() == 1) continue;
       visit_shared(*block, [](unsigned char* data, size_t bytes) {

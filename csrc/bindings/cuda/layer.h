@@ -1,7 +1,7 @@
 // What the forward and the backward op of a layer share on CUDA tensors.
 #pragma once
 
-#include "../../persistent.h"
+#include "../../grid.h"
 #include "../layer.h"
 #include "../plans.h"
 #include "device.h"
