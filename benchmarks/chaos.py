@@ -9,12 +9,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from itertools import product
 
 from . import gpu
 
 CASES = [  # B, T, H: every shape of the kernels, with a batch of several clusters, none of it whole
     (19, 40, 64), (67, 40, 128), (3, 60, 250), (1030, 30, 256), (21, 40, 500), (300, 20, 512),
+    (19, 30, 700), (3, 30, 1400),
 ]
+DTYPES = ("tf32", "float32", "float16", "bfloat16")
 RUNS = 200
 
 
@@ -45,20 +48,22 @@ def check(device: str, runs: int) -> int:
 
     import gatedrnn
 
+    from .cuda_device import precision
+
     failures = 0
-    for cell in ("GRU", "LSTM"):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            for B, T, H in CASES:
-                torch.manual_seed(B)
-                module = getattr(gatedrnn, cell)(5, H, bidirectional=B < 100).to(device, dtype)
-                x = torch.randn(T, B, 5, device=device, dtype=dtype, requires_grad=True)
-                y, final = module(x)
-                outputs = [y, *(final if isinstance(final, tuple) else (final,))]
-                cotangents = [torch.randn_like(t) for t in outputs]
-                del outputs, final
-                found = changed(module, x, cotangents, runs)
-                failures += bool(found)
-                print(f"{cell} B={B} T={T} H={H} {dtype}: {found or 'the same'}", flush=True)
+    for cell, name, (B, T, H) in product(("GRU", "LSTM"), DTYPES, CASES):
+        torch.manual_seed(B)
+        dtype = torch.float32 if name == "tf32" else getattr(torch, name)
+        module = getattr(gatedrnn, cell)(5, H, bidirectional=B < 100).to(device, dtype)
+        x = torch.randn(T, B, 5, device=device, dtype=dtype, requires_grad=True)
+        with precision(name):
+            y, final = module(x)
+            outputs = [y, *(final if isinstance(final, tuple) else (final,))]
+            cotangents = [torch.randn_like(t) for t in outputs]
+            del outputs, final
+            found = changed(module, x, cotangents, runs)
+        failures += bool(found)
+        print(f"{cell} B={B} T={T} H={H} {name}: {found or 'the same'}", flush=True)
     return failures
 
 

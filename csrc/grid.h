@@ -69,9 +69,12 @@ inline int64_t exchange_size(const PersistentPlan& plan, int64_t B, bool forward
   return tiles * 2 * blocks * (forward ? 1 : blocks) * (GridShape::kLanes / 4);
 }
 
-// Floats of a direction's scratch, whichever persistent kernel, or none, is planned.
-inline int64_t scratch_size(int gates, const PersistentPlan& plan, int64_t B, bool forward) {
-  return packed_size(gates, plan.units) + (plan.grid() ? exchange_size(plan, B, forward) : 0);
+// Floats of a direction's scratch for a pass, whichever kernels are planned.
+inline int64_t scratch_size(int gates, const CudaPlan& plan, int64_t B, bool forward) {
+  const PersistentPlan& walk = forward ? plan.persistent_forward : plan.persistent_backward;
+  const int parts = packed_parts(forward ? plan.forward : plan.backward);
+  return packed_size(gates, walk.units, parts) +
+         (walk.grid() ? exchange_size(walk, B, forward) : 0);
 }
 
 }  // namespace gatedrnn

@@ -71,7 +71,7 @@ double time_of(KernelChoice kernel, const std::vector<Measurement>& measured, co
 }  // namespace
 
 KernelChoice fastest_measured(const CudaProblem& p, bool backward, Measurements measurements) {
-  if (p.packed || p.P != p.H || p.B < 1 || p.T < 1) return KernelChoice::any;
+  if (p.packed || p.real_tf32 || p.P != p.H || p.B < 1 || p.T < 1) return KernelChoice::any;
   const std::vector<Measurement> measured = of_same_kind(p, backward, measurements);
   if (measured.empty()) return KernelChoice::any;
   const std::vector<int64_t> steps = sizes(measured, [](auto& m) { return m.T; });

@@ -15,6 +15,7 @@ namespace gatedrnn {
 struct PersistentShape {
   Cell cell;
   int units, groups, split;
+  int parts = 1;  // of 16 bits that an operand consists of: two have float32's digits, or nearly
 
   constexpr int gates() const { return cell == Cell::gru ? 3 : 4; }
   constexpr int owned() const { return 16 * groups; }
@@ -33,7 +34,7 @@ struct PersistentShape {
   constexpr int pairs() const { return items() * threads() * kPair; }
 
   // Forward.
-  constexpr int state_pitch() const { return 2 * units + 16; }
+  constexpr int state_pitch() const { return 2 * parts * units + 16; }
   constexpr int constants() const { return (4 + gates()) * owned() * 4; }
   constexpr int ring() const { return kForwardRing * gates() * pairs(); }
   constexpr int partials() const {
@@ -41,7 +42,7 @@ struct PersistentShape {
   }
   // Backward. `received`: of all blocks' parts of a tile.
   static constexpr int kSaved = 5;
-  constexpr int gradient_pitch() const { return 2 * gates() * owned() + 16; }
+  constexpr int gradient_pitch() const { return 2 * parts * gates() * owned() + 16; }
   constexpr int received() const { return cluster() * groups * products() * 32 * 16; }
   constexpr int backward_bytes(int tiles, int element) const {
     const int saved = kSaved * items() * threads() * 2 * element;
@@ -65,9 +66,9 @@ struct PersistentShape {
 // the place of pre-activations that a product of its own would write.
 constexpr int64_t kFewFeaturesOfKernel = 8;
 
-// Floats of scratch: a direction's weights in 16 bits, and a number for each row.
-constexpr int64_t packed_size(int gates, int units) {
-  return int64_t(gates) * units * (units / 2 + 1);
+// Floats of scratch: a direction's weights in parts of 16 bits, and a number for each row.
+constexpr int64_t packed_size(int gates, int units, int parts) {
+  return parts ? int64_t(gates) * units * (parts * units / 2 + 1) : 0;
 }
 
 constexpr PersistentShape kPersistentShapes[] = {
@@ -75,6 +76,12 @@ constexpr PersistentShape kPersistentShapes[] = {
     {Cell::gru, 256, 2, 2},  {Cell::gru, 384, 4, 2},  {Cell::gru, 512, 4, 2},
     {Cell::lstm, 64, 4, 1},  {Cell::lstm, 128, 8, 1}, {Cell::lstm, 256, 4, 2},
     {Cell::lstm, 512, 2, 4},
+};
+
+// Of strict float32.
+constexpr PersistentShape kSplitShapes[] = {
+    {Cell::gru, 64, 4, 1, 2},  {Cell::gru, 128, 4, 2, 2},  {Cell::gru, 256, 4, 2, 2},
+    {Cell::lstm, 64, 4, 1, 2}, {Cell::lstm, 128, 4, 2, 2}, {Cell::lstm, 256, 2, 4, 2},
 };
 
 }  // namespace gatedrnn

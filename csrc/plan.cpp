@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "grid.h"
+#include "latency.h"
 
 namespace gatedrnn {
 namespace {
@@ -186,28 +187,31 @@ int shared_memory(int architecture) {
   }
 }
 
-bool projects(const CudaProblem& p) {
-  return p.type == Type::float32 && p.I <= kFewFeaturesOfKernel;
+bool projects(const CudaProblem& p, int parts) {
+  return parts == 1 && p.type == Type::float32 && p.I <= kFewFeaturesOfKernel;
 }
 
-// The persistent kernel of the least predicted time, if that is less than `limit`.
-PersistentPlan persistent_of(const CudaProblem& p, bool forward, double limit) {
+// Of these persistent kernels that of the least predicted time, if that is less than `limit`.
+template <size_t kCount>
+PersistentPlan persistent_of(const PersistentShape (&shapes)[kCount], const CudaProblem& p,
+                             bool forward, double limit) {
   constexpr int64_t kMostSequences = 1 << 24;
   const int element = p.type == Type::float32 ? 4 : 2;
   PersistentPlan best{};
   if (p.architecture < 80 || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences) return best;
-  for (const PersistentShape& shape : kPersistentShapes) {
+  for (const PersistentShape& shape : shapes) {
     const int cluster = shape.cluster();
     if (shape.gates() != p.gates || shape.units < p.H) continue;
     if (cluster > 1 && p.architecture < 90) continue;
     const double still = latency(cluster) + (forward ? 0 : kMeetings);
-    const double tile = double(shape.gates()) * shape.owned() * shape.units * shape.columns() /
-                        kMultiplyAdds * kOverhead;
+    const int products = shape.parts > 1 ? 3 : 1;
+    const double tile = double(shape.gates()) * shape.owned() * shape.units * shape.columns() *
+                        products / kMultiplyAdds * kOverhead;
     for (int tiles = 1; tiles <= PersistentShape::kMostTiles; ++tiles) {
       const int bytes =
           (forward ? shape.forward_bytes(tiles) : shape.backward_bytes(tiles, element)) +
           (p.packed ? shape.columns_bytes(tiles) : 0) +
-          (forward && projects(p) ? shape.input_bytes(p.I) : 0);
+          (forward && projects(p, shape.parts) ? shape.input_bytes(p.I) : 0);
       if (bytes > shared_memory(p.architecture)) break;
       const int64_t clusters = p.directions * ceil_div(p.B, shape.columns() * tiles);
       const int64_t at_once = fit(p, cluster);
@@ -261,8 +265,50 @@ PersistentPlan grid_of(const CudaProblem& p, bool forward, double limit) {
 // A cluster's kernel where there is one: its exchange is the surer one.
 PersistentPlan persistent_or_grid(const CudaProblem& p, bool forward, double limit) {
   PersistentPlan plan{};
-  if (p.kernels != KernelChoice::grid) plan = persistent_of(p, forward, limit);
+  if (p.kernels != KernelChoice::grid) plan = persistent_of(kPersistentShapes, p, forward, limit);
   return plan.units ? plan : grid_of(p, forward, limit);
+}
+
+// Strict float32, likewise predicted.
+constexpr double kStrictStepProducts = 30e6;  // flops of step kernels
+constexpr double kLatencyLaunch = 6;          // and the reading of weights
+constexpr double kLatencyProducts = 192e3;    // multiply-adds of a block: 105 a cycle
+
+// From a state to the next, without products.
+double strict_latency(int cluster) { return cluster == 1 ? 0.35 : 0.45; }
+
+// The latency kernel that holds the units, a cluster for each sequence, if it is predicted to take
+// less than `limit`, which it then lowers.
+PersistentPlan latency_kernel_of(const CudaProblem& p, bool forward, double& limit) {
+  constexpr int64_t kMostSequences = 1 << 24;
+  if (p.packed || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences) return {};
+  for (const LatencyShape& shape : kLatencyShapes) {
+    const int cluster = shape.cluster();
+    if (shape.gates() != p.gates || shape.units < p.H) continue;
+    const int64_t at_once = shape.runs_on(p.architecture) ? fit(p, cluster) : 0;
+    if (at_once < 1) break;
+    const double waves = double(ceil_div(p.directions * p.B, at_once));
+    const double products = double(shape.gates()) * shape.owned() * shape.units / kLatencyProducts;
+    const double step = strict_latency(cluster) + (forward ? 0 : kMeetings) + products;
+    const double time = kLatencyLaunch + double(p.T) * waves * step;
+    if (time >= limit) break;
+    limit = time;
+    return {shape.units, cluster, 1};
+  }
+  return {};
+}
+
+// Exact sums by a latency kernel, or nearly exact ones by split operands, which hold more
+// sequences.
+void plan_strict_pass(const CudaProblem& p, bool forward, Product& product, PersistentPlan& plan) {
+  const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
+  const double step = std::max(kStepLaunch, flops / kStrictStepProducts);
+  double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
+  plan = latency_kernel_of(p, forward, limit);
+  const PersistentPlan split = persistent_of(kSplitShapes, p, forward, limit);
+  if (split.units == 0) return;
+  product = Product::split;
+  plan = split;
 }
 
 }  // namespace
@@ -287,18 +333,24 @@ CudaPlan plan_cuda(const CudaProblem& p) {
       plan.forward = plan.backward = tensor_cores ? Product::bfloat16 : Product::fma;
       break;
   }
-  if (plan.forward != Product::fma && p.kernels != KernelChoice::step) {
+  const bool scaled = !(plan.forward == Product::tf32 && p.real_tf32);
+  if (plan.forward != Product::fma && scaled && p.kernels != KernelChoice::step) {
     const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
     const double step = std::max(kStepLaunch, flops / kStepProducts);
     const double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
     plan.persistent_forward = persistent_or_grid(p, true, limit);
     plan.persistent_backward = persistent_or_grid(p, false, limit);
-    plan.projects = plan.persistent_forward.cluster && projects(p);
     if (plan.persistent_forward.units && plan.forward == Product::tf32)
       plan.forward = Product::half;
     if (plan.persistent_backward.units && plan.backward == Product::tf32)
       plan.backward = Product::half;
   }
+  const bool asked = p.kernels == KernelChoice::step || p.kernels == KernelChoice::grid;
+  if (plan.forward == Product::fma && p.type == Type::float32 && !asked) {
+    plan_strict_pass(p, true, plan.forward, plan.persistent_forward);
+    plan_strict_pass(p, false, plan.backward, plan.persistent_backward);
+  }
+  plan.projects = plan.persistent_forward.cluster && projects(p, packed_parts(plan.forward));
   return plan;
 }
 

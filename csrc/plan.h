@@ -50,7 +50,13 @@ enum class Type { float32, float64, float16, bfloat16 };
 
 // How a tile's sums of products are made. On an architecture that lacks the instruction the kernel
 // of that name multiplies in float32, or as the instruction would.
-enum class Product { fma, tf32, half, bfloat16 };
+enum class Product {
+  fma,
+  tf32,
+  half,
+  bfloat16,
+  split,  // persistent kernels: float32 in two parts of float16
+};
 
 // The part of a step that one block computes.
 enum class Tile {
@@ -78,9 +84,11 @@ struct CudaProblem {
   int multiprocessors;
   Clusters clusters;
   KernelChoice kernels = KernelChoice::any;
+  bool real_tf32 = false;  // `tf32`: by that instruction alone, not by scaled operands of 16 bits
 };
 
-// A kernel that walks all steps in one launch (persistent.h). No units: the step kernels do it. No
+// A kernel that walks all steps in one launch: of latency.h where products are fma, or else of
+// persistent.h, by its kSplitShapes where they are split. No units: the step kernels do it. No
 // cluster: blocks of the grid hold the units together (grid.h).
 struct PersistentPlan {
   int units, cluster;
@@ -101,5 +109,10 @@ struct CudaPlan {
 };
 
 CudaPlan plan_cuda(const CudaProblem& problem);
+
+// Parts of 16 bits in which a persistent kernel's weights are packed.
+constexpr int packed_parts(Product product) {
+  return product == Product::fma ? 0 : product == Product::split ? 2 : 1;
+}
 
 }  // namespace gatedrnn

@@ -17,6 +17,7 @@ _PRODUCTS = {
     "tf32": "tensor cores, operands rounded to TF32",
     "half": "tensor cores, float16 operands and float32 sums",
     "bfloat16": "tensor cores, bfloat16 operands and float32 sums",
+    "split": "tensor cores, each operand two of float16, and float32 sums",
 }
 _REASONS = {
     "predicted": "predicted, not measured, to be fastest",
@@ -184,8 +185,10 @@ def _gpu(
             )
             blocks = f"clusters of {cluster}" if cluster != "0" else (
                 f"groups of {int(units) // 16} blocks of the grid")
+            sequences = plan[f"{which}_sequences"]
+            each = "one sequence" if sequences == "1" else f"{sequences} sequences"
             lines.append(f"{which}: {product}; persistent, {units} units held by {blocks}, "
-                         f"each with {plan[which + '_sequences']} sequences")
+                         f"each with {each}")
     if plan["projects"] == "1":
         lines[0] += ", the input multiplied with them, in float32"
     precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")

@@ -10,7 +10,8 @@ from pathlib import Path
 FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "launch.h", "cell.h",
          "numbers.h", "persistent.h", "persistent_pack.h", "persistent_forward.h",
          "persistent_backward.h", "persistent_guard.h", "persistent_lengths.h", "persistent_loop.h",
-         "grid.h", "grid_forward.h", "grid_backward.h", "grid_loop.h")
+         "persistent_once.h", "grid.h", "grid_forward.h", "grid_backward.h", "grid_loop.h",
+         "latency.h", "latency_forward.h", "latency_backward.h", "latency.cu")
 
 FUNCTION = re.compile(r"^ {0,6}(?:[\w:<>,&*\[\]]+[ *&]+)*\(?(\w+)\)?\([^;{}]*\)(?: const)?"
                       r"(?:\s*: [\w(), ]+)?\s*\{", re.M)
@@ -211,9 +212,9 @@ def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
         yield Edit(kind, *match.span(1), f"({match[1]}) ^ 1")
     for match in re.compile(r"(?<=[( ])(?:buffer|parity)(?= \*|;)").finditer(code, start, end):
         yield Edit(kind, *match.span(), "0")
-    ends = re.compile(r"return (steps\(\)|p_\.T); }, place_\.tiles,")
+    ends = re.compile(r"(steps\(\)|p_\.T)(?=; }, place_\.tiles,|; \+\+k\))")
     for match in ends.finditer(code, start, end):
-        yield Edit(kind, *match.span(1), f"{match[1]} - (place_.rank == 1)")
+        yield Edit(kind, *match.span(), f"{match[1]} - (place_.rank == 1)")
     for match in re.compile(r"state % 2").finditer(code, start, end):
         yield Edit(kind, *match.span(), "0")
     for match in re.compile(r"__any_sync\(~0u, (.*)\)\)").finditer(code, start, end):

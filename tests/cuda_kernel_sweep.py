@@ -18,6 +18,7 @@ from cuda_kernels import (
     MODES,
     PERSISTENT_MODES,
     SCALED,
+    SPLIT,
     Layer,
     Memory,
     load_kernels,
@@ -59,10 +60,27 @@ def persistent(few):
     for cell, kernel, (T, B, H) in PERSISTENT if few else PERSISTENT + MORE_PERSISTENT:
         for mode in (SCALED,) if few else PERSISTENT_MODES:
             odd = H % 2
-            case = Case(cell, "float64", T, B, 3, H, packed=bool(odd))
-            yield Layer(case, mode, "narrow", persistent=kernel,
-                        directions=1 if few else 1 + odd, gap=odd, padded=odd and kernel[1] > 1,
-                        projects=odd and mode is SCALED)
+            ragged = bool(odd and kernel[1])  # the grid's know no lengths
+            yield Layer(Case(cell, "float64", T, B, 3, H, packed=ragged), mode, "narrow",
+                        persistent=kernel, directions=1 if few else 1 + odd, gap=odd,
+                        padded=ragged and kernel[1] > 1, projects=ragged and mode is SCALED)
+
+
+# Strict float32: a cluster for each sequence, or operands in two parts.
+STRICT = [(FLOAT32, "gru", (64, 1, 1), (3, 2, 51)), (SPLIT, "lstm", (64, 1, 8), (3, 3, 51))]
+MORE_STRICT = [(FLOAT32, "lstm", (64, 1, 1), (3, 2, 64)),
+               (FLOAT32, "gru", (128, 4, 1), (4, 3, 101)),
+               (FLOAT32, "lstm", (256, 8, 1), (4, 2, 256)),
+               (FLOAT32, "gru", (512, 16, 1), (3, 1, 333)),
+               (SPLIT, "gru", (128, 2, 16), (4, 11, 101)), (SPLIT, "gru", (256, 4, 8), (3, 3, 211)),
+               (SPLIT, "lstm", (256, 8, 16), (3, 17, 256))]
+
+
+def strict(few):
+    for mode, cell, kernel, (T, B, H) in STRICT if few else STRICT + MORE_STRICT:
+        odd = 0 if few else H % 2
+        case = Case(cell, "float64", T, B, 3, H, packed=bool(odd and mode is SPLIT))
+        yield Layer(case, mode, "narrow", persistent=kernel, directions=1 + odd, gap=odd)
 
 
 # What either call gets, but the sizes.
@@ -96,7 +114,7 @@ def main(folder, extent):
     Memory.guard = 0
     kernels = load_kernels(Path(folder).resolve())
     count = 0
-    for layer in chain(layers(few), persistent(few), [] if few else unaligned()):
+    for layer in chain(layers(few), persistent(few), strict(few), [] if few else unaligned()):
         saved = run_forward(kernels, layer)
         grads = run_backward(kernels, layer, saved)
         assert all(np.isfinite(value).all() for part in (*saved, *grads) for value in part.values())

@@ -95,6 +95,7 @@ MODES = (FLOAT32, TF32, FLOAT64, FLOAT16, BFLOAT16)
 SCALED = Mode("scaled", "float32", "half", "float32", "float32", to_eleven_bits, to_eleven_bits)
 SCALED16 = Mode("float16", "float16", "half", "float32", "float32", exact, to_eleven_bits)
 PERSISTENT_MODES = (SCALED, SCALED16, BFLOAT16)
+SPLIT = Mode("split", "float32", "split", "float32", "float32")  # in two parts: nearly exact
 
 
 # ------------------------------------------------------------------------------------------------
@@ -313,9 +314,10 @@ class Placed:
                 buffer, (self.case.T, *buffer.shape), (0, *buffer.strides))
 
     def pack_scratch(self, kernels, forward: bool) -> None:
-        if self.layer.persistent:
+        product = self.layer.mode.product
+        if self.layer.persistent and product != "fma":
             case, persistent = self.case, self.layer.persistent
-            size = kernels.scratch_size(case.gates, persistent, case.B, forward)
+            size = kernels.scratch_size(product, case.gates, persistent, case.B, forward)
             self.arrays["packed"] = self.memory.output((size,), "float32", name="packed")
             if self.case.packed and not self.layer.padded:
                 size = self.case.T + self.case.B

@@ -52,10 +52,19 @@ SHARED = ("product.h", "step_forward.h", "step_backward.h", "persistent.h", "per
           "persistent_lengths.h", "grid.h", "grid_forward.h", "grid_backward.h")  # between threads
 # Small ones in the place of persistent.h's: clusters of two blocks, of four whose warps share k,
 # and a lone block.
-SHAPES = ("{Cell::gru, 64, 2, 1}, {Cell::gru, 128, 2, 4}, {Cell::lstm, 64, 1, 2}, "
-          "{Cell::lstm, 32, 2, 1}")
+SHAPES = {
+    "kPersistentShapes": "{Cell::gru, 64, 2, 1}, {Cell::gru, 128, 2, 4}, {Cell::lstm, 64, 1, 2}, "
+                         "{Cell::lstm, 32, 2, 1}",
+    "kSplitShapes": "{Cell::gru, 64, 2, 1, 2}, {Cell::lstm, 64, 1, 2, 2}, "
+                    "{Cell::lstm, 32, 2, 1, 2}",
+}
 # And of two warps a block, which keep but one tile in registers, in the place of grid.h's.
 GRID = {"kWarps = 8": "kWarps = 2", "32 / gates": "1", "kMostUnits = 2048": "kMostUnits = 256"}
+# Checks of kernels that walk: their file, if it is not the type's, and the check's own flags.
+WALKS = {"walk": ("", ["-DPERSISTENT"]),
+         "grid": ("", ["-DPERSISTENT", "-DGRID"]),
+         "split": ("persistent_split", ["-DPERSISTENT", "-DSPLIT"]),
+         "latency": ("latency", ["-DPERSISTENT", "-DLATENCY"])}
 TYPES = {"double": "float64", "float": "float32", "Half": "float16", "Bfloat16": "bfloat16"}
 INSTANCES = {
     "forward": "layer_forward_cuda(const CudaPlan&, const CudaForward<{0}>*, int, void*)",
@@ -69,7 +78,6 @@ INSTANCES = {
     "cell": "cell_forward_cuda(const CudaCellForward<{0}>&, void*);\n"
             "template int cell_backward_cuda(const CudaCellBackward<{0}>&, void*)",
 }
-CHECKED = {"walk_": ["-DPERSISTENT"], "grid_": ["-DPERSISTENT", "-DGRID"]}
 CHECKS = ("results, first schedule", "results, other schedules", "emulator's errors", "crash",
           "time limit", "ASan and UBSan", "TSan", "none: equivalent")
 NOT_CPP = "does not compile"
@@ -94,7 +102,7 @@ def units_of(fault: Fault) -> list[Unit]:
         return by_scope[fault.scope]
     if fault.function == "copy_elements":
         return [("forward", "Half"), ("backward", "Bfloat16")]
-    if fault.file.startswith(("persistent", "grid")):
+    if fault.file.startswith(("persistent", "grid", "latency")):
         return walks_of(fault)
     if fault.file == "cell.h" or fault.function == "launch_cell":
         return [("cell", "float")]
@@ -113,13 +121,29 @@ def walks_of(fault: Fault) -> list[Unit]:
     """float's operands are scaled in both passes, and its states are guarded."""
     if "guard" in fault.file:
         return [("walk_forward", "float")]
-    kernel = "grid" if fault.file.startswith("grid") else "walk"
-    passes = [f"{kernel}_forward", f"{kernel}_backward"]
+    passes = ["forward", "backward"]
     if "forward" in fault.file + fault.function:
         passes = passes[:1]
     elif "backward" in fault.file + fault.function:
         passes = passes[1:]
-    return [(check, real) for real in ("float", "Bfloat16", "Half") for check in passes]
+    if fault.file.startswith("latency"):
+        return [(f"latency_{of}", "float") for of in passes]
+    types = "float", "Bfloat16", "Half"
+    if fault.file.startswith("grid"):
+        return [(f"grid_{of}", real) for real in types for of in passes]
+    split = [(f"split_{of}", "float") for of in passes]
+    return [(f"walk_{of}", real) for real in types for of in passes] + split
+
+
+def beside(check: str, real: str) -> list[str]:
+    """The files that a check's kernels are linked with, apart from their own."""
+    kind = check.split("_")[0]
+    if kind == "split":
+        return ["persistent_float32"]
+    if kind in WALKS or real == "double":
+        return []
+    of_float = ["persistent_split", "latency"] if real == "float" else []
+    return [f"persistent_{TYPES[real]}", *of_float]
 
 
 class Checks:
@@ -130,16 +154,17 @@ class Checks:
         self.cuda, self.emulator = folder / "csrc" / "cuda", folder / "tests" / "cuda_emulator"
         shutil.copytree(ROOT / "csrc" / "cuda", self.cuda)
         shutil.copytree(ROOT / "tests" / "cuda_emulator", self.emulator)
-        for header in ("params.h", "plan.h", "gates.h", "persistent.h", "grid.h"):
+        for header in ("params.h", "plan.h", "gates.h", "persistent.h", "grid.h", "latency.h"):
             shutil.copy(ROOT / "csrc" / header, folder / "csrc" / header)
         grid = folder / "csrc" / "grid.h"
         for constant, small in GRID.items():
             assert grid.read_text().count(constant) == 1, constant
             grid.write_text(grid.read_text().replace(constant, small))
         shapes = folder / "csrc" / "persistent.h"
-        text = shapes.read_text()
-        begin = text.index("{", text.index("kPersistentShapes[]")) + 1
-        shapes.write_text(text[:begin] + SHAPES + text[text.index("};", begin):])
+        for name, small in SHAPES.items():
+            text = shapes.read_text()
+            begin = text.index("{", text.index(f"{name}[]")) + 1
+            shapes.write_text(text[:begin] + small + text[text.index("};", begin):])
 
     def faults(self) -> list[Fault]:
         return [fault for file in FILES for fault in faults(self.cuda / file)]
@@ -168,12 +193,10 @@ class Checks:
                 (self.cuda / "device.cu", place / "device.o", *flags)]
         jobs += [(self.emulator / f"check_{check.split('_')[-1]}.cpp",
                   place / f"{check}_{real}.o", f"-DCHECKED={real}", *flags, "-O2",
-                  *CHECKED.get(check[:5], []))
+                  *WALKS.get(check.split("_")[0], ("", []))[1])
                  for check, real in wanted]
-        jobs += [
-            (self.cuda / f"persistent_{TYPES[real]}.cu", place / f"persistent_{real}.o", *flags)
-            for real in sorted({real for _, real in wanted} - {"double"})
-        ]
+        linked = {name for unit in wanted for name in beside(*unit)}
+        jobs += [(self.cuda / f"{name}.cu", place / f"{name}.o", *flags) for name in sorted(linked)]
         with ThreadPoolExecutor(WORKERS) as pool:
             for done in pool.map(lambda job: self.compile(*job), jobs):
                 if done.returncode:
@@ -188,11 +211,15 @@ class Checks:
             shutil.copytree(self.folder / "csrc", folder / "csrc")
             if fault:
                 (folder / "csrc" / "cuda" / fault.file).write_text(fault.text)
-            walks = check[:5] in CHECKED
-            source = folder / "csrc" / "cuda" / f"{'persistent_' * walks}{TYPES[real]}.cu"
-            instance = f"template int {INSTANCES[check].format(real)};"
-            site = r"template int persistent(?s:.*);" if walks else r"GATEDRNN_INSTANTIATE\(.*\);"
-            source.write_text(re.sub(site, instance, source.read_text()))
+            walks = check.split("_")[0] in WALKS
+            name = WALKS[check.split("_")[0]][0] if walks else ""
+            name = name or f"{'persistent_' * walks}{TYPES[real]}"
+            source = folder / "csrc" / "cuda" / f"{name}.cu"
+            if check in INSTANCES:
+                instance = f"template int {INSTANCES[check].format(real)};"
+                site = (r"template int persistent(?s:.*);" if walks
+                        else r"GATEDRNN_INSTANTIATE\(.*\);")
+                source.write_text(re.sub(site, instance, source.read_text()))
             prefix = self.folder / phase / "prefix.h"
             done = self.compile(source, folder / "kernels.o", *flags, "-include", str(prefix))
             if done.returncode:
@@ -200,8 +227,7 @@ class Checks:
             objects = [self.folder / phase / f"{name}.o"
                        for name in (f"{check}_{real}", "emulator", "device")]
             objects.append(folder / "kernels.o")
-            if not walks and real != "double":
-                objects.append(self.folder / phase / f"persistent_{real}.o")
+            objects += [self.folder / phase / f"{name}.o" for name in beside(*unit)]
             subprocess.run([CXX, *flags, LINK, *objects, "-o", folder / "check"], check=True)
             try:
                 done = subprocess.run([folder / "check", *schedules], capture_output=True,

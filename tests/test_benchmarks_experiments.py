@@ -78,9 +78,9 @@ def test_every_case_is_checked(monkeypatch, capsys):
     monkeypatch.setattr(chaos, "CASES", [(2, 3, 4), (120, 2, 3)])
     assert chaos.check("cpu", 2) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 12 and all(line.endswith(": the same") for line in lines)
+    assert len(lines) == 16 and all(line.endswith(": the same") for line in lines)
     monkeypatch.setattr(chaos, "changed", lambda *args: "all of it differs")
-    assert chaos.check("cpu", 2) == 12
+    assert chaos.check("cpu", 2) == 16
 
 
 def test_needs_kernels_with_delays(monkeypatch, capsys):

@@ -124,7 +124,7 @@ def test_options(case, mode):
     check(case, mode)
 
 
-PERSISTENT_MODES = (TF32, FLOAT16, BFLOAT16)
+PERSISTENT_MODES = (TF32, FLOAT32, FLOAT16, BFLOAT16)
 PERSISTENT_CASES = [
     Case(cell, size, **options) for cell in LAYERS
     for size, options in [((2, 17, 5, 1), {}), ((6, 3, 64, 17), {}), ((3, 5, 7, 130), {}),
@@ -144,6 +144,30 @@ def test_persistent_kernels(case, mode, monkeypatch):
 def test_kernels_of_the_grid(cell, mode, monkeypatch):
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "grid")
     check(Case(cell, (3, 11, 7, 130), bidirectional=True, batch_first=True), mode)
+
+
+@every_cell
+def test_operands_in_two_parts(cell, monkeypatch):
+    """Strict float32 where there are more sequences than room for a cluster each."""
+    case = Case(cell, (3, 5, 7, 18), layers=2, bidirectional=True, batch_first=True)
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "persistent")
+    results = [EmulatedTrial(case, multiprocessors=m).run(wrt=())["output"] for m in (NARROW, WIDE)]
+    assert not torch.equal(*results)
+    check(case, multiprocessors=WIDE)
+
+
+@every_cell
+def test_real_tf32_can_be_told(cell, monkeypatch):
+    """The step kernels' numbers, forward and backward, where persistent ones would be taken."""
+    trial = EmulatedTrial(Case(cell, (30, 6, 7, 18)), TF32)
+    of_step = trial.run()
+    monkeypatch.delenv("GATEDRNN_CUDA_KERNEL")
+    scaled = trial.run()
+    monkeypatch.setenv("GATEDRNN_CUDA_TF32", "real")
+    real = trial.run()
+    assert not torch.equal(scaled["output"], of_step["output"])
+    for name, value in real.items():
+        assert torch.equal(value, of_step[name]), name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

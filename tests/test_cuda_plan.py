@@ -140,6 +140,9 @@ def test_persistent_kernels_hold_what_is_asked(device):
         p = plan(B, H, device, kind, tf32, 1000, gates=gates, directions=directions)
         for (units, cluster, sequences), name in zip(persistent(p), ("forward", "backward"),
                                                      strict=True):
+            if p[name] == "fma":  # Turing's float32 is strict whatever may be rounded
+                assert device[0] < 80
+                continue
             seen.add((units, cluster) if cluster or not units else "grid")
             if units:
                 assert units >= H and sequences % 8 == 0
@@ -170,13 +173,34 @@ def test_the_grid_holds_what_is_asked(device):
     assert (max(seen, default=0) >= 1024) == (device[0] >= 80)
 
 
+@each_device
+def test_strict_float32(device):
+    """In long sequences: every unit; of multiply-adds a cluster for each sequence, of operands in
+    two parts for several."""
+    seen = set()
+    for B, H, gates, directions in product(BATCHES, WIDTHS, (3, 4), (1, 2)):
+        p = plan(B, H, device, T=1000, gates=gates, directions=directions)
+        for (units, cluster, sequences), name in zip(persistent(p), products(p), strict=True):
+            seen.add((name, units, cluster))
+            if units:
+                assert units >= H and (sequences == 1 if name == "fma" else sequences % 8 == 0)
+            else:
+                assert name == "fma"
+    expected = {("fma", 0, 0), ("fma", 64, 1)}
+    if device[0] >= 80:
+        expected |= {("split", 64, 1)}
+    if device[0] >= 90:
+        expected |= {("fma", 128, 4), ("fma", 256, 8), ("split", 128, 2), ("split", 256, 4),
+                     ("split", 256, 8)}
+    assert seen == expected
+
+
+@pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("change", [
-    {"P": 32}, {"tf32": False}, {"kind": "float64"}, {"T": 1}, {"H": 2049},
-    {"packed": True, "H": 513},
-    {"device": (75, 40)},
+    {"P": 32}, {"kind": "float64"}, {"T": 1}, {"H": 2049}, {"packed": True, "H": 513},
 ], ids=str)
-def test_what_the_step_kernels_keep(change):
-    shape = {"B": 16, "H": 64, "device": (90, 132), "tf32": True, "T": 1000}
+def test_what_the_step_kernels_keep(change, tf32):
+    shape = {"B": 16, "H": 64, "device": (90, 132), "tf32": tf32, "T": 1000}
     assert STEP not in persistent(plan(**shape))
     assert persistent(plan(**shape | change)) == (STEP, STEP)
 
@@ -198,6 +222,13 @@ def test_what_the_step_kernels_keep(change):
     ({"B": 1, "H": 2048, "T": 1024, "gates": 4}, [2048, 0, 8], STEP),
     ({"B": 16, "H": 640, "T": 1024, "directions": 2}, [640, 0, 16], [640, 0, 16]),
     ({"B": 64, "H": 1024, "T": 1024}, STEP, STEP),
+    # Strict float32.
+    ({"B": 1, "H": 256, "T": 1024, "tf32": False}, [256, 8, 1], [256, 8, 1]),
+    ({"B": 4, "H": 500, "tf32": False}, [512, 16, 1], [512, 16, 1]),
+    ({"B": 4, "H": 500, "gates": 4, "tf32": False}, STEP, STEP),
+    ({"B": 64, "H": 256, "T": 1024, "tf32": False}, [256, 4, 8], [256, 4, 8]),
+    ({"B": 1024, "H": 256, "tf32": False}, [256, 4, 40], [256, 4, 40]),
+    ({"B": 1024, "H": 512, "tf32": False}, STEP, STEP),
 ], ids=str)
 def test_known_persistent_shapes(shape, forward, backward):
     shape = {"T": 90, "tf32": True} | shape
@@ -233,6 +264,11 @@ def test_clusters_that_the_device_does_not_fit_are_not_chosen():
     assert plan(**shape)["persistent_forward"] == [256, 8, 8]
     assert plan(**shape, clusters=[66, 30, 0, 0])["persistent_forward"] == [256, 2, 8]
     assert plan(**shape | {"H": 512}, clusters=[66, 30, 0, 0])["persistent_forward"] == [512, 0, 8]
+    strict = shape | {"tf32": False}
+    assert plan(**strict | {"H": 512})["persistent_forward"] == [512, 16, 1]
+    assert plan(**strict | {"H": 512, "device": (120, 170)})["persistent_forward"] == STEP
+    assert plan(**strict, clusters=[66, 30, 0, 0])["persistent_forward"] == [256, 4, 8]
+    assert persistent(plan(**strict, clusters=[66, 0, 0, 0])) == (STEP, STEP)
 
 
 def test_more_clusters_at_once_take_fewer_sequences_each():

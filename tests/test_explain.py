@@ -42,6 +42,12 @@ def test_strict_precision(precision, value):
     assert "TF32" not in text
     assert text.count("float32 multiply-adds") == 2
     assert "cuBLAS, float32" in text
+    text = gatedrnn.explain(gatedrnn.LSTM(5, 200), torch.zeros(9, 4, 5), **H200)
+    held = "persistent, 256 units held by clusters of 8, each with one sequence"
+    assert text.count(f"float32 multiply-adds; {held}") == 2
+    text = gatedrnn.explain(gatedrnn.GRU(5, 200), torch.zeros(90, 512, 5), **H200)
+    held = "persistent, 256 units held by clusters of 4, each with 24 sequences"
+    assert text.count(f"each operand two of float16, and float32 sums; {held}") == 2
 
 
 @pytest.mark.parametrize(("dtype", "architecture", "forward", "backward"), [
@@ -95,6 +101,21 @@ def test_why_a_kernel_is_chosen(monkeypatch, precision):
             "forward predicted, not measured, to be fastest, backward measured to be fastest")
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "step")
     assert "both asked for by the environment" in gatedrnn.explain(gru, x, **H200)
+
+
+def test_real_tf32_can_be_told(monkeypatch, precision):
+    precision("tf32")
+    gru, x = gatedrnn.GRU(5, 64), torch.zeros(90, 4, 5)
+    for value, product in (("scaled", "float16 operands"), ("real", "operands rounded to TF32")):
+        monkeypatch.setenv("GATEDRNN_CUDA_TF32", value)
+        assert gatedrnn.explain(gru, x, **H200).count(product) == 2
+    half = gatedrnn.GRU(5, 64, dtype=torch.float16)
+    assert gatedrnn.explain(half, x.half(), **H200).count("persistent, 64 units") == 2
+    precision("ieee")
+    assert gatedrnn.explain(gru, x, **H200).count("float32 multiply-adds; persistent") == 2
+    monkeypatch.setenv("GATEDRNN_CUDA_TF32", "yes")
+    with pytest.raises(RuntimeError, match="GATEDRNN_CUDA_TF32 must be real or scaled, not yes"):
+        gatedrnn.explain(gru, x, **H200)
 
 
 def test_a_pass_alone_may_be_persistent(precision):

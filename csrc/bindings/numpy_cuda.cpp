@@ -40,7 +40,7 @@ Cell cell_of(const std::string& name) {
 }
 
 const char* name_of(Product product) {
-  const char* names[] = {"fma", "tf32", "half", "bfloat16"};
+  const char* names[] = {"fma", "tf32", "half", "bfloat16", "split"};
   return names[int(product)];
 }
 
@@ -57,7 +57,8 @@ CudaPlan plan_of(const std::string& product, const std::string& tile,
   const auto p = named<Product>(product, {{"fma", Product::fma},
                                           {"tf32", Product::tf32},
                                           {"half", Product::half},
-                                          {"bfloat16", Product::bfloat16}});
+                                          {"bfloat16", Product::bfloat16},
+                                          {"split", Product::split}});
   const auto t = named<Tile>(tile, {{"narrow", Tile::narrow}, {"wide", Tile::wide}});
   CudaPlan plan{p, p, t, t, {}, {}, false};
   if (!persistent.empty()) {
@@ -164,7 +165,7 @@ Uneven uneven_of(const Arrays& a, const Sizes& sizes) {
 
 template <class Real>
 CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction,
-                             const PersistentPlan& plan) {
+                             const CudaPlan& plan) {
   CudaForward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -193,7 +194,7 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
 
 template <class Real>
 CudaBackward<Real> backward_of(Cell cell, const py::dict& d, const Direction& direction,
-                               const PersistentPlan& plan) {
+                               const CudaPlan& plan) {
   CudaBackward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -237,7 +238,7 @@ void layer_forward(const std::string& cell, const std::vector<py::dict>& directi
   const std::vector<Direction> sizes(directions.begin(), directions.end());
   std::vector<CudaForward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
-    p.push_back(forward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_forward));
+    p.push_back(forward_of<Real>(cell_of(cell), directions[d], sizes[d], plan));
   check(layer_forward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
@@ -249,8 +250,7 @@ void layer_backward(const std::string& cell, const std::vector<py::dict>& direct
   const std::vector<Direction> sizes(directions.begin(), directions.end());
   std::vector<CudaBackward<Real>> p;
   for (size_t d = 0; d < directions.size(); ++d)
-    p.push_back(
-        backward_of<Real>(cell_of(cell), directions[d], sizes[d], plan.persistent_backward));
+    p.push_back(backward_of<Real>(cell_of(cell), directions[d], sizes[d], plan));
   check(layer_backward_cuda(plan, p.data(), int(p.size()), nullptr));
 }
 
@@ -372,11 +372,11 @@ PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
         arg("measurements") = py::list());
   m.def(
       "scratch_size",
-      [](int gates, const std::vector<int>& persistent, int64_t B, bool forward) {
-        return scratch_size(gates, plan_of("half", "wide", persistent).persistent_forward, B,
-                            forward);
+      [](const std::string& product, int gates, const std::vector<int>& persistent, int64_t B,
+         bool forward) {
+        return scratch_size(gates, plan_of(product, "wide", persistent), B, forward);
       },
-      arg("gates"), arg("persistent"), arg("B"), arg("forward"));
+      arg("product"), arg("gates"), arg("persistent"), arg("B"), arg("forward"));
   m.def("launches", &cuda_launches);
   m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));
   m.def("set_multiprocessors", &cuda_emulator::set_multiprocessors, arg("count"));

@@ -32,7 +32,7 @@ inline Plan cpu_plan_of(const Sizes& s, int gates, int directions, ScalarType sc
 }
 
 inline const char* name_of(Product product) {
-  constexpr const char* names[] = {"fma", "tf32", "half", "bfloat16"};
+  constexpr const char* names[] = {"fma", "tf32", "half", "bfloat16", "split"};
   return names[int(product)];
 }
 
@@ -44,7 +44,8 @@ inline const char* name_of(Reason reason) {
 inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
 
 // For experiments: GATEDRNN_CUDA_KERNEL=step, persistent or grid, the latter two wherever there is
-// one; GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile.
+// one; GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile. GATEDRNN_CUDA_TF32=real: where
+// torch lets float32 be rounded to TF32, that and not scaled float16, which is the default.
 inline CudaPlan cuda_plan_of(CudaProblem problem) {
   const char* kernel = std::getenv("GATEDRNN_CUDA_KERNEL");
   const char* tile = std::getenv("GATEDRNN_CUDA_TILE");
@@ -56,6 +57,11 @@ inline CudaPlan cuda_plan_of(CudaProblem problem) {
     problem.kernels = step   ? KernelChoice::step
                       : grid ? KernelChoice::grid
                              : KernelChoice::persistent;
+  if (const char* tf32 = std::getenv("GATEDRNN_CUDA_TF32")) {
+    problem.real_tf32 = std::string_view(tf32) == "real";
+    expect(problem.real_tf32 || std::string_view(tf32) == "scaled",
+           "GATEDRNN_CUDA_TF32 must be real or scaled, not ", tf32);
+  }
   CudaPlan plan = plan_cuda_measured(problem);
   if (tile) {
     const bool narrow = std::string_view(tile) == "narrow";

@@ -205,7 +205,7 @@ class GridBackwardWalk {
       dh = place_.access.load_or_zero(p_.dhn, b * p_.H + place_.unit);
     if (!kGru && p_.dc.data && place_.here(b))
       add_dc(p_.dc.at(time(k), b) + place_.unit, place_.access, *memory_.carried(tile));
-    backward_update<kCell>(
+    backward_update<kCell, Fast>(
         dh, [&](int which, int e) { return wide(memory_.saved(slot, which)->of[e]); },
         [&](int e) { return kGru ? 0 : memory_.cell(slot)->of[e]; }, *memory_.carried(tile),
         *memory_.state(tile), da);

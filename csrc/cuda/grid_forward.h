@@ -170,7 +170,7 @@ class GridForwardWalk {
       }
     }
     Two<float>* carried = memory_.carried(tile);
-    forward_update<kCell>(sums, x, constant(3), *carried, h, c);
+    forward_update<kCell, Fast>(sums, x, constant(3), *carried, h, c);
     *carried = kCell == Cell::gru ? h : c;
     if (k + 1 < p_.T) send(k + 1, tile, h);
     store(k, place_.sequence(tile), sums, h, c);

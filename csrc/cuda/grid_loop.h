@@ -46,16 +46,13 @@ template <class Real, class Walk>
 int launch_grid(void (*kernel)(Directions<Walk>), const Packs<Real>& packs,
                 const Seeds<Real>& seeds, const Directions<Walk>& walks, const PersistentPlan& plan,
                 int count, int shared, void* stream) {
-  const Pack<Real>& pack = packs.direction[0];
-  const unsigned directions = unsigned(count), rows = unsigned(pack.row_gates * pack.units / 16);
+  const unsigned directions = unsigned(count);
   const unsigned seeding = unsigned((seeds.direction[0].count + kSeedThreads - 1) / kSeedThreads);
   const unsigned blocks = unsigned(GridShape::blocks(plan.units)),
                  groups = unsigned(groups_of(walks.direction[0].B, plan.sequences));
   int at_once = 0;
   int error = blocks_at_once(kernel, shared, &at_once);
-  if (!error)
-    error = launch_blocks(pack_weights_kernel<Real>, packs, dim3(rows, directions), kPackThreads, 1,
-                          0, stream);
+  if (!error) error = pack_weights(packs, count, stream);
   if (!error)
     error = launch_blocks(seed_exchange_kernel<Real>, seeds, dim3(seeding, directions),
                           kSeedThreads, 1, 0, stream);
@@ -71,7 +68,7 @@ int launch_grid(void (*kernel)(Directions<Walk>), const Packs<Real>& packs,
 
 // What follows a direction's packed weights.
 inline Fragment* exchange_of(float* packed, int gates, const PersistentPlan& plan) {
-  return reinterpret_cast<Fragment*>(packed + packed_size(gates, plan.units));
+  return reinterpret_cast<Fragment*>(packed + packed_size(gates, plan.units, 1));
 }
 
 template <Cell kCell, class Real>
@@ -93,9 +90,7 @@ int grid_forward_with(const PersistentPlan& plan, const CudaForward<Real>* p, in
   int error = launch_grid(grid_forward_kernel<Real, kCell>, packs, seeds, walks, plan, count,
                           GridShape::forward_bytes(G, plan.units, tiles), stream);
   if constexpr (std::is_same_v<Real, float>)
-    if (!error)
-      error = launch_blocks(guarded_forward_kernel<kCell>, each,
-                            dim3(unsigned(p[0].B), unsigned(count)), kGuardThreads, 1, 0, stream);
+    if (!error) error = guard_forward(kCell, each, count, stream);
   return error;
 }
 

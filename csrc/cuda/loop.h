@@ -17,6 +17,15 @@ int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, i
 template <class Real>
 int persistent_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
                         void* stream);
+// persistent_split.cu
+int split_forward(const PersistentPlan& plan, const CudaForward<float>* p, int count, void* stream);
+int split_backward(const PersistentPlan& plan, const CudaBackward<float>* p, int count,
+                   void* stream);
+// latency.cu
+int latency_forward(const PersistentPlan& plan, const CudaForward<float>* p, int count,
+                    void* stream);
+int latency_backward(const PersistentPlan& plan, const CudaBackward<float>* p, int count,
+                     void* stream);
 
 // A double takes two registers: its wide tiles have half as many sequences.
 template <class Wide, int G>

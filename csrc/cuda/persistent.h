@@ -38,12 +38,57 @@ __device__ inline OperandPair<Operand> operands(const Two<float>& x, const Acces
   return pair;
 }
 
+// In parts. The first is the nearest, the second what that leaves, times 2^11, so that it does not
+// vanish: of an operand that is not finite, nothing.
+constexpr float kRest = 2048;
+template <class Operand>
+__device__ inline float rest_of(float x, Operand first) {
+  const float nearest = wide(first);
+  return fabsf(nearest) < INFINITY ? (x - nearest) * kRest : 0;
+}
+template <class Operand, int kParts>
+__device__ inline void operand_parts(const Two<float>& x, const Access& access,
+                                     OperandPair<Operand> (&parts)[kParts]) {
+  parts[0] = operands<Operand>(x, access);
+  if constexpr (kParts > 1)
+    parts[1] = operands<Operand>(
+        {rest_of(x.of[0], parts[0].of[0]), rest_of(x.of[1], parts[0].of[1])}, access);
+}
+
 template <class Operand>
 __device__ inline void multiply(float (&sums)[4], const Fragment& a, const uint32_t (&b)[2]) {
   if constexpr (std::is_same_v<Operand, Bfloat16>)
     mma_bfloat16(sums, a.word, b);
   else
     mma_half(sums, a.word, b);
+}
+
+// Where a lane finds the row of a matrix that it loads: four bring two tiles of k, or both parts of
+// one.
+template <int kParts>
+__device__ inline int matrix_of(int lane, int part_bytes) {
+  return kParts == 1 ? lane / 8 * 16 : lane / 8 % 2 * 16 + lane / 16 * part_bytes;
+}
+
+// Of operands in parts, which `b` has one after another: the products of the first ones, and those
+// of a first and a second one. The product of two second ones is too small to matter.
+template <class Operand, int kParts>
+__device__ inline void multiply_parts(float (&sums)[kParts][4], const Fragment (&a)[kParts],
+                                      const uint32_t* b) {
+  multiply<Operand>(sums[0], a[0], {b[0], b[1]});
+  if constexpr (kParts > 1) {
+    multiply<Operand>(sums[1], a[0], {b[2], b[3]});
+    multiply<Operand>(sums[1], a[1], {b[0], b[1]});
+  }
+}
+
+// Their sum. Where infinity is about, the second products may be of zero and infinity.
+template <int kParts>
+__device__ inline float whole_sum(const float (&sums)[kParts][4], int i) {
+  if constexpr (kParts == 1)
+    return sums[0][i];
+  else
+    return fabsf(sums[0][i]) < INFINITY ? sums[0][i] + sums[1][i] * (1 / kRest) : sums[0][i];
 }
 
 // A power of two that brings `largest` up to 2^14, or as near as 2^126 does; exact, as is its
@@ -60,6 +105,7 @@ __device__ inline float scale_for(float largest, float& inverse) {
 struct Fast {
   float value;
   constexpr Fast(float x = 0) : value(x) {}
+  explicit constexpr operator float() const { return value; }
   friend constexpr Fast operator+(Fast a, Fast b) { return a.value + b.value; }
   friend constexpr Fast operator-(Fast a, Fast b) { return a.value - b.value; }
   friend constexpr Fast operator*(Fast a, Fast b) { return a.value * b.value; }
@@ -79,10 +125,12 @@ struct Strided {
   __device__ Real* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
 };
 
-template <Cell kCell, int kUnits, int kGroups, int kSplit>
+template <Cell kCell, int kUnits, int kGroups, int kSplit, int kPartsOfOperand>
 struct Persistent {
-  static constexpr PersistentShape kShape{kCell, kUnits, kGroups, kSplit};
+  static constexpr PersistentShape kShape{kCell, kUnits, kGroups, kSplit, kPartsOfOperand};
   static constexpr Cell cell = kCell;
+  static constexpr int kParts = kPartsOfOperand;
+  using Gate = std::conditional_t<kParts == 1, Fast, float>;
   static constexpr int G = kShape.gates(), N = kShape.products();
   static constexpr int kCluster = kShape.cluster(), kWarps = kShape.warps();
   static constexpr int kThreads = kShape.threads(), kItems = kShape.items();

@@ -27,6 +27,7 @@ struct PersistentBackward {
   bool reverse, aligned;
   Lengths lengths;
   const Fragment* weights;    // as pack_weights_kernel leaves them
+  int64_t fragments;          // from one part of them to the next
   const float* unscale;       // [units]; operands of float16 only
   const Real *h0, *c0;        // [B, H]
   Strided<const Real> y;      // (T, B, H)
@@ -101,7 +102,7 @@ struct BackwardMemory {
 
 // From dh(t), or what comes of it by products, the gates' gradients of two units: r, z, n, q or i,
 // f, g, o. saved(which, unit) is what BackwardMemory says, cell(unit) an LSTM's c(t - 1).
-template <Cell kCell, class Saved, class Before>
+template <Cell kCell, class Gate, class Saved, class Before>
 __device__ inline void backward_update(const Two<float>& dh, Saved saved, Before cell,
                                        Two<float>& carried, Two<float>& state,
                                        Two<float> (&da)[4]) {
@@ -110,8 +111,8 @@ __device__ inline void backward_update(const Two<float>& dh, Saved saved, Before
     const float d = dh.of[e] + saved(0, e);
     if constexpr (kCell == Cell::gru) {
       const float r = saved(1, e), z = saved(2, e), q = saved(3, e), before = saved(4, e);
-      const Fast n = gru_candidate<Fast>(z, before, state.of[e]);
-      const auto g = gru_gates_backward<float>(d + carried.of[e], r, z, n.value, q, before);
+      const Gate n = gru_candidate<Gate>(z, before, state.of[e]);
+      const auto g = gru_gates_backward<float>(d + carried.of[e], r, z, float(n), q, before);
       da[0].of[e] = g.da_r;
       da[1].of[e] = g.da_z;
       da[2].of[e] = g.da_n;
@@ -120,9 +121,9 @@ __device__ inline void backward_update(const Two<float>& dh, Saved saved, Before
       state.of[e] = before;
     } else {
       const float before = cell(e);
-      const Fast tanh_c = tanh(Fast(state.of[e]));
+      const Gate tanh_c = tanh(Gate(state.of[e]));
       const auto g = lstm_gates_backward<float>(d, carried.of[e], saved(1, e), saved(2, e),
-                                                saved(3, e), saved(4, e), before, tanh_c.value);
+                                                saved(3, e), saved(4, e), before, float(tanh_c));
       da[0].of[e] = g.da_i;
       da[1].of[e] = g.da_f;
       da[2].of[e] = g.da_g;
@@ -150,11 +151,12 @@ class BackwardWalk {
   static constexpr int G = Shape::G, N = Shape::N, kItems = Shape::kItems;
   static constexpr int kRows = kShape.units / 16 / Shape::kWarps;  // tiles of 16 a warp
   static constexpr int kTilesOfK = G * kShape.groups;
-  static constexpr int kSums = kRows == 1 ? 2 : 1;  // at once, of each product
+  static constexpr int kParts = Shape::kParts;
+  static constexpr int kSums = kRows * kParts == 1 ? 2 : 1;  // at once, of each product
   // Where weights and sums leave no registers for gradients that wait for their storing. Of
   // float16, whose pairs may have to be loaded one by one, more are taken.
   static constexpr int kFewLeft = std::is_same_v<Real, Half> ? 199 : 200;
-  static constexpr bool kStoreFirst = 4 * kRows * (kTilesOfK + N * kSums) > kFewLeft;
+  static constexpr bool kStoreFirst = 4 * kRows * kParts * (kTilesOfK + N * kSums) > kFewLeft;
 
   __device__ BackwardWalk(const PersistentBackward<Real>& p, unsigned char* shared)
       : p_(p), memory_{shared}, place_(p) {
@@ -163,7 +165,10 @@ class BackwardWalk {
 #pragma unroll
     for (int r = 0; r < kRows; ++r)
 #pragma unroll
-      for (int k = 0; k < kTilesOfK; ++k) weights_[r][k] = from[(r * kTilesOfK + k) * 32];
+      for (int k = 0; k < kTilesOfK; ++k)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+          weights_[r][k][part] = from[part * p.fragments + (r * kTilesOfK + k) * 32];
     prepare();
   }
 
@@ -340,7 +345,7 @@ class BackwardWalk {
           if (const Spot at = spot<kRagged>(k, tile, j); at.here)
             add_dc(p_.dc.at(at.t, at.b) + place_.unit, place_.access, *memory_.carried(tile, j));
         });
-      backward_update<Shape::cell>(
+      backward_update<Shape::cell, typename Shape::Gate>(
           dh[j], [&](int which, int e) { return wide(memory_.saved(slot, j, which)->of[e]); },
           [&](int e) { return kGru ? 0 : memory_.cell(slot, j)->of[e]; }, *memory_.carried(tile, j),
           *memory_.state(tile, j), da[j]);
@@ -390,7 +395,11 @@ class BackwardWalk {
       for (int g = 0; g < G; ++g) {
         const Two<float>& x = da[j][multiplied(g)];
         const Two<float> scaled = {x.of[0] * scale, x.of[1] * scale};
-        to[(g * kShape.owned() + place_.own_unit()) / 2] = operands<Operand>(scaled, place_.access);
+        OperandPair<Operand> parts[kParts];
+        operand_parts(scaled, place_.access, parts);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+          to[((part * G + g) * kShape.owned() + place_.own_unit()) / 2] = parts[part];
       }
     }
     meanwhile();
@@ -398,20 +407,21 @@ class BackwardWalk {
   }
 
   __device__ void multiply_and_send(int buffer, int tile) const {
-    float sums[kSums][kRows][N][4] = {};
-    const unsigned char* from = memory_.operand(place_.lane % 8) + place_.lane / 8 * 16;
+    float sums[kSums][kRows][N][kParts][4] = {};
+    const unsigned char* from =
+        memory_.operand(place_.lane % 8) + matrix_of<kParts>(place_.lane, kTilesOfK * 32);
 #pragma unroll
-    for (int k = 0; k < kTilesOfK; k += 2)
+    for (int k = 0; k < kTilesOfK; k += 2 / kParts)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         uint32_t columns[4];
         load_matrix_x4(columns, from + n * 8 * kShape.gradient_pitch() + k * 32);
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < 2 / kParts; ++half)
 #pragma unroll
           for (int r = 0; r < kRows; ++r)
-            multiply<Operand>(sums[half % kSums][r][n], weights_[r][k + half],
-                              {columns[2 * half], columns[2 * half + 1]});
+            multiply_parts<Operand>(sums[half % kSums][r][n], weights_[r][k + half],
+                                    columns + 2 * half);
       }
     uint64_t* arrived = memory_.arrived(buffer, tile);
 #pragma unroll
@@ -424,7 +434,7 @@ class BackwardWalk {
         float four[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          four[i] = sums[0][r][n][i] + (kSums > 1 ? sums[kSums - 1][r][n][i] : 0);
+          four[i] = whole_sum(sums[0][r][n], i) + (kSums > 1 ? sums[kSums - 1][r][n][0][i] : 0);
         const int rows = place_.warp * kRows + r;
         if constexpr (kScaled) {
           const float* unscale = memory_.unscale(rows * 16 + place_.lane / 4 * 2);
@@ -471,7 +481,7 @@ class BackwardWalk {
   const PersistentBackward<Real>& p_;
   const BackwardMemory<Real, Shape> memory_;
   const Place<Shape> place_;
-  Fragment weights_[kRows][kTilesOfK];
+  Fragment weights_[kRows][kTilesOfK][kParts];
 };
 
 template <class Real, class Shape>

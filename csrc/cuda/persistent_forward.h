@@ -30,6 +30,7 @@ struct PersistentForward {
   bool reverse, aligned;
   Lengths lengths;
   const Fragment* weights;         // as pack_weights_kernel leaves them
+  int64_t fragments;               // from one part of them to the next
   const Real* w_hh;                // [G*H, H]
   const float* unscale;            // [G, units]; float32 only
   int64_t I;                       // 0: not multiplied here, but there is
@@ -103,7 +104,7 @@ struct ForwardMemory {
 };
 
 // The cells' equations for two units. Leaves the gates, as backward wants them, in the sums' place.
-template <Cell kCell>
+template <Cell kCell, class Gate>
 __device__ inline void forward_update(Two<float> (&sums)[kGates<kCell>],
                                       const Two<float> (&x)[kGates<kCell>],
                                       const Two<float>& last_bias, const Two<float>& before,
@@ -112,21 +113,21 @@ __device__ inline void forward_update(Two<float> (&sums)[kGates<kCell>],
   for (int e = 0; e < 2; ++e) {
     if constexpr (kCell == Cell::gru) {
       sums[2].of[e] += last_bias.of[e];
-      const auto cell = gru_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+      const auto cell = gru_gates<Gate>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
                                         x[2].of[e], sums[2].of[e], before.of[e]);
-      sums[0].of[e] = cell.r.value;
-      sums[1].of[e] = cell.z.value;
-      h.of[e] = cell.h.value;
+      sums[0].of[e] = float(cell.r);
+      sums[1].of[e] = float(cell.z);
+      h.of[e] = float(cell.h);
     } else {
       const auto cell =
-          lstm_gates<Fast>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
+          lstm_gates<Gate>(x[0].of[e] + sums[0].of[e], x[1].of[e] + sums[1].of[e],
                            x[2].of[e] + sums[2].of[e], x[3].of[e] + sums[3].of[e], before.of[e]);
-      sums[0].of[e] = cell.i.value;
-      sums[1].of[e] = cell.f.value;
-      sums[2].of[e] = cell.g.value;
-      sums[3].of[e] = cell.o.value;
-      c.of[e] = cell.c.value;
-      h.of[e] = cell.h.value;
+      sums[0].of[e] = float(cell.i);
+      sums[1].of[e] = float(cell.f);
+      sums[2].of[e] = float(cell.g);
+      sums[3].of[e] = float(cell.o);
+      c.of[e] = float(cell.c);
+      h.of[e] = float(cell.h);
     }
   }
 }
@@ -137,7 +138,7 @@ class ForwardWalk {
   using Operand = OperandOf<Real>;
   static constexpr PersistentShape kShape = Shape::kShape;
   static constexpr int G = Shape::G, N = Shape::N, kItems = Shape::kItems;
-  static constexpr int kTilesOfK = kShape.units / 16 / kShape.split;
+  static constexpr int kTilesOfK = kShape.units / 16 / kShape.split, kParts = Shape::kParts;
 
   __device__ ForwardWalk(const PersistentForward<Real>& p, unsigned char* shared)
       : p_(p), memory_{shared}, place_(p) {
@@ -146,7 +147,10 @@ class ForwardWalk {
 #pragma unroll
     for (int g = 0; g < G; ++g)
 #pragma unroll
-      for (int k = 0; k < kTilesOfK; ++k) weights_[g][k] = from[(g * kTilesOfK + k) * 32];
+      for (int k = 0; k < kTilesOfK; ++k)
+#pragma unroll
+        for (int part = 0; part < kParts; ++part)
+          weights_[g][k][part] = from[part * p.fragments + (g * kTilesOfK + k) * 32];
     prepare();
   }
 
@@ -155,15 +159,14 @@ class ForwardWalk {
     walk<kSlots>([&] { return steps(); }, place_.tiles,
                  [&](int64_t k, int tile, int slot) {
                    with_lengths([&]<bool kRagged>() {
-                     if (std::is_same_v<Real, float> && p_.I)
+                     if (projects())
                        fetch_input<kRagged>(k, tile, slot);
                      else
                        fetch<kRagged>(k, tile, slot);
                    });
                  },
                  [&](int64_t k, int tile, int slot) {
-                   const bool projects = std::is_same_v<Real, float> && p_.I;
-                   if (projects) {
+                   if (projects()) {
                      wait_copies<kSlots - 1>();
                      project(slot);
                    }
@@ -171,11 +174,13 @@ class ForwardWalk {
                    Two<float> sums[kItems][G];
                    multiply_state(int(k % 2), tile, slot % 2, sums);
                    wait_copies<kSlots - 1>();
-                   finish(k, tile, projects ? 0 : slot, sums);
+                   finish(k, tile, projects() ? 0 : slot, sums);
                  });
   }
 
  private:
+  // Operands in parts leave no registers for it.
+  __device__ bool projects() const { return std::is_same_v<Real, float> && kParts == 1 && p_.I; }
   // Calls body with whether sequences have lengths of their own.
   template <class Body>
   __device__ void with_lengths(Body body) const {
@@ -229,7 +234,9 @@ class ForwardWalk {
         const int column = i / kShape.units, u = i % kShape.units;
         const int b = sequence(tile, column);
         const float h = b < p_.B && u < p_.H ? wide(p_.h0[b * p_.H + u]) : 0;
-        reinterpret_cast<Operand*>(memory_.state(0, tile, column))[u] = narrow<Operand>(h);
+        auto* state = reinterpret_cast<Operand*>(memory_.state(0, tile, column));
+        state[u] = narrow<Operand>(h);
+        if (kParts > 1) state[kShape.units + u] = narrow<Operand>(rest_of(h, state[u]));
       }
       for (int j = 0; j < kItems; ++j) {
         const int b = sequence(tile, place_.column(j));
@@ -307,34 +314,35 @@ class ForwardWalk {
   // The recurrent sums of this thread's items.
   __device__ void multiply_state(int buffer, int tile, int parity,
                                  Two<float> (&sums)[kItems][G]) const {
-    float all[G][N][4] = {};
+    float all[G][N][kParts][4] = {};
     const unsigned char* from = memory_.state(buffer, tile, place_.lane % 8) +
-                                place_.part * kTilesOfK * 32 + place_.lane / 8 * 16;
+                                place_.part * kTilesOfK * 32 +
+                                matrix_of<kParts>(place_.lane, 2 * kShape.units);
 #pragma unroll
-    for (int k = 0; k < kTilesOfK; k += 2)
+    for (int k = 0; k < kTilesOfK; k += 2 / kParts)
 #pragma unroll
       for (int n = 0; n < N; ++n) {
         uint32_t columns[4];
         load_matrix_x4(columns, from + n * 8 * kShape.state_pitch() + k * 32);
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int half = 0; half < 2 / kParts; ++half)
 #pragma unroll
           for (int g = 0; g < G; ++g)
-            multiply<Operand>(all[g][n], weights_[g][k + half],
-                              {columns[2 * half], columns[2 * half + 1]});
+            multiply_parts<Operand>(all[g][n], weights_[g][k + half], columns + 2 * half);
       }
     if constexpr (kShape.split == 1) {
 #pragma unroll
       for (int j = 0; j < kItems; ++j)
 #pragma unroll
-        for (int g = 0; g < G; ++g) sums[j][g] = {all[g][0][j], all[g][0][2 + j]};
+        for (int g = 0; g < G; ++g)
+          sums[j][g] = {whole_sum(all[g][0], j), whole_sum(all[g][0], 2 + j)};
     } else {
 #pragma unroll
       for (int item = 0; item < 2 * N; ++item)
 #pragma unroll
         for (int g = 0; g < G; ++g)
-          *memory_.partial(parity, place_.warp, item, g) = {all[g][item / 2][item % 2],
-                                                            all[g][item / 2][2 + item % 2]};
+          *memory_.partial(parity, place_.warp, item, g) = {
+              whole_sum(all[g][item / 2], item % 2), whole_sum(all[g][item / 2], 2 + item % 2)};
       group_sync(place_.group, 32 * kShape.split);
       static_assert(kItems == 1);
 #pragma unroll
@@ -371,7 +379,8 @@ class ForwardWalk {
         }
       }
       Two<float>* carried = memory_.carried(tile, j);
-      forward_update<Shape::cell>(sums[j], x, constant(3), *carried, h[j], c[j]);
+      forward_update<Shape::cell, typename Shape::Gate>(sums[j], x, constant(3), *carried, h[j],
+                                                        c[j]);
       *carried = Shape::cell == Cell::gru ? h[j] : c[j];
     }
     if (k + 1 < steps()) send(int((k + 1) % 2), tile, h);
@@ -385,28 +394,38 @@ class ForwardWalk {
   __device__ void send(int buffer, int tile, const Two<float> (&h)[kItems]) const {
     const int at = place_.unit * int(sizeof(Operand));
 #pragma unroll
-    for (int j = 0; j < kItems; ++j)
-      *reinterpret_cast<OperandPair<Operand>*>(memory_.state(buffer, tile, place_.column(j)) + at) =
-          operands<Operand>(h[j], place_.access);
+    for (int j = 0; j < kItems; ++j) {
+      OperandPair<Operand> parts[kParts];
+      operand_parts(h[j], place_.access, parts);
+      unsigned char* to = memory_.state(buffer, tile, place_.column(j)) + at;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        *reinterpret_cast<OperandPair<Operand>*>(to + part * 2 * kShape.units) = parts[part];
+    }
     if constexpr (Shape::kCluster > 1) {
-      constexpr int kParts = 8 * kItems;  // of 16 bytes
-      const int part = place_.lane % kParts;
+      constexpr int kPieces = 8 * kItems;  // of 16 bytes
+      const int piece = place_.lane % kPieces;
       const int column =
-          kItems == 2 ? part / 2 : place_.part / 2 * 8 + part / 2 * 2 + place_.part % 2;
+          kItems == 2 ? piece / 2 : place_.part / 2 * 8 + piece / 2 * 2 + place_.part % 2;
       const int first = int(place_.rank) * kShape.owned() + 16 * place_.group;
-      auto* from = reinterpret_cast<Fragment*>(memory_.state(buffer, tile, column) +
-                                               first * int(sizeof(Operand)) + part % 2 * 16);
+      unsigned char* from =
+          memory_.state(buffer, tile, column) + first * int(sizeof(Operand)) + piece % 2 * 16;
       uint64_t* arrived = memory_.arrived(buffer, tile);
       __syncwarp();
-      const Fragment value = *from;
 #pragma unroll
-      for (int round = 0; round < (Shape::kCluster - 2) * kParts / 32 + 1; ++round) {
-        const unsigned peer = unsigned(1 + place_.lane / kParts + round * (32 / kParts));
-        if (peer < unsigned(Shape::kCluster))
-          store_async(from, value, arrived, (place_.rank + peer) % unsigned(Shape::kCluster));
+      for (int part = 0; part < kParts; ++part) {
+        auto* to = reinterpret_cast<Fragment*>(from + part * 2 * kShape.units);
+        const Fragment value = *to;
+#pragma unroll
+        for (int round = 0; round < (Shape::kCluster - 2) * kPieces / 32 + 1; ++round) {
+          const unsigned peer = unsigned(1 + place_.lane / kPieces + round * (32 / kPieces));
+          if (peer < unsigned(Shape::kCluster))
+            store_async(to, value, arrived, (place_.rank + peer) % unsigned(Shape::kCluster));
+        }
       }
       // Each of our warps arrives for as many bytes as its like at every peer sends.
-      if (place_.lane == 0) mbarrier_arrive_expect(arrived, (Shape::kCluster - 1) * kParts * 16);
+      if (place_.lane == 0)
+        mbarrier_arrive_expect(arrived, (Shape::kCluster - 1) * kParts * kPieces * 16);
     }
   }
 
@@ -430,7 +449,7 @@ class ForwardWalk {
   const PersistentForward<Real>& p_;
   const ForwardMemory<Shape> memory_;
   const Place<Shape> place_;
-  Fragment weights_[G][kTilesOfK];
+  Fragment weights_[G][kTilesOfK][kParts];
 };
 
 template <class Real, class Shape>

@@ -5,10 +5,19 @@
 
 #include "launch.h"
 #include "persistent_backward.h"
-#include "persistent_guard.h"
+#include "persistent_forward.h"
 #include "persistent_pack.h"
 
 namespace gatedrnn::cuda {
+
+// persistent_once.h
+template <class Real>
+int pack_weights(const Packs<Real>& packs, int count, void* stream);
+template <class Real>
+int write_places(const Places& places, void* stream);
+template <class Real>
+int guard_forward(Cell cell, const Directions<PersistentForward<Real>>& walks, int count,
+                  void* stream);
 
 // grid_loop.h
 template <class Real>
@@ -34,18 +43,18 @@ int launch_blocks(void (*kernel)(Step), const Step& step, dim3 grid, int threads
 }
 
 // Calls visit.template operator()<Shape>() with the shape that is meant.
-template <class Visit>
+template <const auto& kShapes, class Visit>
 int with_shape(Cell cell, const PersistentPlan& plan, Visit visit) {
   return [&]<size_t... I>(std::index_sequence<I...>) {
     int error = cudaErrorInvalidValue;
     const auto try_one = [&]<PersistentShape kShape>() {
       if (cell == kShape.cell && plan.units == kShape.units && plan.cluster == kShape.cluster())
-        error = visit.template
-                operator()<Persistent<kShape.cell, kShape.units, kShape.groups, kShape.split>>();
+        error = visit.template operator()<
+            Persistent<kShape.cell, kShape.units, kShape.groups, kShape.split, kShape.parts>>();
     };
-    (try_one.template operator()<kPersistentShapes[I]>(), ...);
+    (try_one.template operator()<kShapes[I]>(), ...);
     return error;
-  }(std::make_index_sequence<std::size(kPersistentShapes)>());
+  }(std::make_index_sequence<std::size(kShapes)>());
 }
 
 // Room for the shared memory, and leave for clusters of more than 8 blocks.
@@ -64,15 +73,11 @@ int launch_walk(void (*kernel)(Directions<Walk>), const Packs<Real>& packs,
                 const Directions<Walk>& walks, const PersistentPlan& plan, int count, int shared,
                 void* stream) {
   constexpr PersistentShape kShape = Shape::kShape;
-  const unsigned directions = unsigned(count);
-  const unsigned rows = unsigned(packs.direction[0].row_gates * kShape.units / 16);
   if (const int error = prepare_cluster(kernel, kShape.cluster(), shared)) return error;
-  if (const int error = launch_blocks(pack_weights_kernel<Real>, packs, dim3(rows, directions),
-                                      kPackThreads, 1, 0, stream))
-    return error;
+  if (const int error = pack_weights(packs, count, stream)) return error;
   const int64_t B = walks.direction[0].B;
   const unsigned clusters = unsigned((B + plan.sequences - 1) / plan.sequences);
-  return launch_blocks(kernel, walks, dim3(clusters * unsigned(kShape.cluster()), directions),
+  return launch_blocks(kernel, walks, dim3(clusters * unsigned(kShape.cluster()), unsigned(count)),
                        kShape.threads(), kShape.cluster(), shared, stream);
 }
 
@@ -96,9 +101,7 @@ int lengths_of(const Direction& p, Lengths* lengths, void* stream) {
     places.count = int(std::min<int64_t>(kPlaces, p.T - places.first));
     const int64_t* from = p.offsets + places.first;
     std::copy(from, std::min(from + kPlaces + 2, p.offsets + p.T + 1), places.offsets);
-    if (const int error =
-            launch_blocks(write_places_kernel<Real>, places, dim3(1), kPlacesThreads, 1, 0, stream))
-      return error;
+    if (const int error = write_places<Real>(places, stream)) return error;
   }
   return 0;
 }
@@ -113,10 +116,11 @@ int columns_of(const PersistentShape& shape, int tiles, const Direction& p) {
 struct PackedWeights {
   PackedWeights(const PersistentShape& shape, float* packed, bool scaled)
       : fragments(reinterpret_cast<Fragment*>(packed)),
-        unscale(scaled ? packed + int64_t(shape.gates()) * shape.units * shape.units / 2
-                       : nullptr) {}
+        size(int64_t(shape.gates()) * shape.units * shape.units / 8),
+        unscale(scaled ? packed + 4 * shape.parts * size : nullptr) {}
 
   Fragment* fragments;
+  int64_t size;  // fragments of a part
   float* unscale;
 };
 
@@ -135,7 +139,7 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
     const PackedWeights packed(shape, p[d].packed, kScaled);
     packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale, p[d].H, p[d].H,
                           1,         shape.units,      shape.gates(),  1,      shape.split,
-                          0};
+                          0,         shape.parts,      packed.size};
     PersistentForward<Real>& w = walks.direction[d];
     w.T = p[d].T;
     w.B = p[d].B;
@@ -145,6 +149,7 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
     w.aligned = all.pairs() && p[d].H % 2 == 0;
     w.lengths = lengths;
     w.weights = packed.fragments;
+    w.fragments = packed.size;
     w.unscale = packed.unscale;
     w.I = p[d].projected ? 0 : p[d].I;
     w.x = strided(p[d].x);
@@ -179,9 +184,7 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
   int error = launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan,
                                        count, shared + input, stream);
   if constexpr (std::is_same_v<Real, float>)
-    if (!error)
-      error = launch_blocks(guarded_forward_kernel<Shape::cell>, walks,
-                            dim3(unsigned(p[0].B), unsigned(count)), kGuardThreads, 1, 0, stream);
+    if (!error) error = guard_forward(Shape::cell, walks, count, stream);
   return error;
 }
 
@@ -209,7 +212,9 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
                           1,
                           shape.gates(),
                           0,
-                          shape.groups};
+                          shape.groups,
+                          shape.parts,
+                          packed.size};
     PersistentBackward<Real>& w = walks.direction[d];
     w.T = p[d].T;
     w.B = p[d].B;
@@ -219,6 +224,7 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
     w.aligned = all.pairs() && p[d].H % 2 == 0;
     w.lengths = lengths;
     w.weights = packed.fragments;
+    w.fragments = packed.size;
     w.unscale = packed.unscale;
     w.h0 = p[d].h0;
     w.c0 = p[d].c0;
@@ -256,7 +262,7 @@ template <class Real>
 int persistent_forward(const PersistentPlan& plan, const CudaForward<Real>* p, int count,
                        void* stream) {
   if (plan.grid()) return grid_forward(plan, p, count, stream);
-  return with_shape(p[0].cell, plan, [&]<class Shape>() {
+  return with_shape<kPersistentShapes>(p[0].cell, plan, [&]<class Shape>() {
     return persistent_forward_with<Real, Shape>(plan, p, count, stream);
   });
 }
@@ -265,7 +271,7 @@ template <class Real>
 int persistent_backward(const PersistentPlan& plan, const CudaBackward<Real>* p, int count,
                         void* stream) {
   if (plan.grid()) return grid_backward(plan, p, count, stream);
-  return with_shape(p[0].cell, plan, [&]<class Shape>() {
+  return with_shape<kPersistentShapes>(p[0].cell, plan, [&]<class Shape>() {
     return persistent_backward_with<Real, Shape>(plan, p, count, stream);
   });
 }

@@ -18,6 +18,8 @@ struct Pack {
   float* unscale;  // [row_gates, units] what the rows' products are to be multiplied by; or null
   int64_t H, row, column;  // from one row, or column, to the next
   int units, row_gates, k_gates, split, groups;
+  int parts;
+  int64_t size;  // fragments of a part
 
   // Forward, groups is 0: a warp keeps its group's rows, all gates, and its part of k. Backward: a
   // block keeps all rows of its groups' k.
@@ -66,18 +68,23 @@ __global__ void __launch_bounds__(kPackThreads)
   }
   const int lane = int(threadIdx.x) % 32;
   for (int k = int(threadIdx.x) / 32; k < p.k_gates * tiles; k += kPackThreads / 32) {
-    Fragment fragment;
-    for (int word = 0; word < 4; ++word) {
-      const int unit = lane / 4 * 2 + word % 2;
-      const int64_t first = k % tiles * 16 + lane % 4 * 2 + word / 2 * 8;
-      const float scale = p.unscale ? scales[unit] : 1;
-      uint32_t bits = 0;
-      for (int e = 0; e < 2; ++e)
-        bits |= uint32_t(narrow<OperandOf<Real>>(at(unit, k / tiles, first + e) * scale).bits)
-                << 16 * e;
-      fragment.word[word] = bits;
+    for (int part = 0; part < p.parts; ++part) {
+      Fragment fragment;
+      for (int word = 0; word < 4; ++word) {
+        const int unit = lane / 4 * 2 + word % 2;
+        const int64_t first = k % tiles * 16 + lane % 4 * 2 + word / 2 * 8;
+        const float scale = p.unscale ? scales[unit] : 1;
+        uint32_t bits = 0;
+        for (int e = 0; e < 2; ++e) {
+          const float x = at(unit, k / tiles, first + e) * scale;
+          auto operand = narrow<OperandOf<Real>>(x);
+          if (part > 0) operand = narrow<OperandOf<Real>>(rest_of(x, operand));
+          bits |= uint32_t(operand.bits) << 16 * e;
+        }
+        fragment.word[word] = bits;
+      }
+      p.fragments[part * p.size + p.place(gate, rows, k / tiles, k % tiles) * 32 + lane] = fragment;
     }
-    p.fragments[p.place(gate, rows, k / tiles, k % tiles) * 32 + lane] = fragment;
   }
 }
 

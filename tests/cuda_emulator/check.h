@@ -7,7 +7,8 @@
 // Everything that is not an input is NaN before a launch, gaps between rows and both sides of every
 // array too, and must be the same bits after it unless it is an output. Oracles are of doubles.
 // -DCHECKED=double (float, Half, Bfloat16) is the type under test; with -DPERSISTENT the kernels
-// are persistent.h's, with -DGRID also grid.h's.
+// are those of persistent.h; besides, with -DSPLIT the ones whose operands are in two parts, with
+// -DLATENCY those of latency.h, with -DGRID those of grid.h.
 #pragma once
 
 #include <algorithm>
@@ -46,15 +47,26 @@ template <class R>
 int grid_forward(const PersistentPlan&, const CudaForward<R>*, int, void*);
 template <class R>
 int grid_backward(const PersistentPlan&, const CudaBackward<R>*, int, void*);
+int split_forward(const PersistentPlan&, const CudaForward<float>*, int, void*);
+int split_backward(const PersistentPlan&, const CudaBackward<float>*, int, void*);
+int latency_forward(const PersistentPlan&, const CudaForward<float>*, int, void*);
+int latency_backward(const PersistentPlan&, const CudaBackward<float>*, int, void*);
 
 }  // namespace cuda
 
-#ifdef GRID
-constexpr auto walk_forward = cuda::grid_forward<CHECKED>;
-constexpr auto walk_backward = cuda::grid_backward<CHECKED>;
+#ifdef LATENCY
+constexpr bool kLatency = true;
 #else
-constexpr auto walk_forward = cuda::persistent_forward<CHECKED>;
-constexpr auto walk_backward = cuda::persistent_backward<CHECKED>;
+constexpr bool kLatency = false;
+#endif
+#if defined(LATENCY)
+#define GATEDRNN_WALK(pass) cuda::latency_##pass
+#elif defined(SPLIT)
+#define GATEDRNN_WALK(pass) cuda::split_##pass
+#elif defined(GRID)
+#define GATEDRNN_WALK(pass) cuda::grid_##pass
+#else
+#define GATEDRNN_WALK(pass) cuda::persistent_##pass
 #endif
 
 using Real = CHECKED;
@@ -154,10 +166,12 @@ struct Case {
     return tiles(batch, is_wide ? kWideBatch : 16) * tiles(units, is_wide ? units_of_wide : 16) *
            directions;
   }
-  // Of the packing of `rows` of weights, and of the walk; the grid's exchange is seeded besides.
+  // Of the packing of `rows` of weights, if that is done, and of the walk; the grid's exchange is
+  // seeded besides.
   int64_t persistent_blocks(int64_t rows, bool forward) const {
     const int64_t clusters = (B + persistent.sequences - 1) / persistent.sequences;
-    if (!persistent.grid()) return directions * (rows / 16 + clusters * persistent.cluster);
+    if (!persistent.grid())
+      return directions * ((kLatency ? 0 : rows / 16) + clusters * persistent.cluster);
     const int64_t seeds = (exchange_size(persistent, B, forward) / 4 + 255) / 256;
     return directions * (rows / 16 + seeds + clusters * GridShape::blocks(persistent.units));
   }
@@ -326,7 +340,11 @@ inline void run(Prepared& prepared, const Case& of, Product product) {
   prepared.arrays.check(tolerance(product, of.T));
 }
 
-#ifdef PERSISTENT
+#if defined(LATENCY)
+inline std::vector<Product> products(bool) { return {Product::fma}; }
+#elif defined(SPLIT)
+inline std::vector<Product> products(bool) { return {Product::split}; }
+#elif defined(PERSISTENT)
 inline std::vector<Product> products(bool) {
   return {std::is_same_v<Real, Bfloat16> ? Product::bfloat16 : Product::half};
 }
@@ -346,7 +364,7 @@ inline std::vector<Product> products(bool forward) {
 inline std::vector<Case> persistent_cases() {
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow;
-#ifdef GRID
+#if defined(GRID)
   return {
       {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 0, 8}},
       {gru, narrow, 2, 3, 20, 30, 30, false, true, 2, {32, 0, 16}},
@@ -355,6 +373,24 @@ inline std::vector<Case> persistent_cases() {
       {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 0, 24}},
       {lstm, narrow, 1, 5, 4, 95, 95, false, false, 1, {96, 0, 8}},
       {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 0, 16}},
+  };
+#elif defined(LATENCY)
+  return {
+      {gru, narrow, 1, 5, 1, 61, 61, false, true, 1, {64, 1, 1}},
+      {gru, narrow, 2, 4, 2, 101, 101, false, true, 2, {128, 4, 1}},
+      {gru, narrow, 1, 1, 1, 128, 128, false, false, 0, {128, 4, 1}},
+      {gru, narrow, 1, 2, 1, 400, 400, false, true, 0, {512, 16, 1}},
+      {lstm, narrow, 2, 3, 2, 50, 50, false, true, 2, {64, 1, 1}},
+      {lstm, narrow, 1, 5, 1, 127, 127, false, true, 1, {128, 4, 1}},
+      {lstm, narrow, 1, 3, 1, 128, 128, false, false, 0, {128, 4, 1}},
+  };
+#elif defined(SPLIT)
+  return {
+      {gru, narrow, 1, 5, 9, 61, 61, false, true, 1, {64, 2, 8}},
+      {gru, narrow, 2, 3, 20, 50, 50, false, true, 2, {64, 2, 16}},
+      {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 4, 32}},
+      {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 1, 16}},
+      {lstm, narrow, 1, 2, 3, 32, 32, false, false, 2, {32, 1, 8}},
   };
 #endif
   return {
@@ -369,9 +405,12 @@ inline std::vector<Case> persistent_cases() {
   };
 }
 inline std::vector<Case> persistent_skewed() {
-#ifdef GRID
+#if defined(GRID)
   return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}},
           {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}}};
+#elif defined(LATENCY)
+  return {{Cell::gru, Tile::narrow, 1, 2, 1, 20, 20, false, true, 2, {64, 1, 1}},
+          {Cell::lstm, Tile::narrow, 1, 2, 1, 20, 20, false, true, 2, {64, 1, 1}}};
 #endif
   return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {64, 2, 8}},
           {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 1, 8}}};
@@ -379,7 +418,9 @@ inline std::vector<Case> persistent_skewed() {
 
 // The persistent kernels' scratch of two directions.
 inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of, bool forward) {
-  const int64_t size = scratch_size(int(of.gates()), of.persistent, of.B, forward);
+  const Product product = products(true)[0];
+  const CudaPlan plan{product, product, of.tile, of.tile, of.persistent, of.persistent, false};
+  const int64_t size = scratch_size(int(of.gates()), plan, of.B, forward);
   return std::make_shared<std::vector<float>>(size_t(2 * size), NAN);
 }
 

@@ -166,7 +166,7 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     prepared->blocks +=
         of.blocks({t - 1, t}, of.P, 64) + (of.projected() ? of.blocks({t - 1, t}, of.H, 64) : 0);
 #ifdef PERSISTENT
-  prepared->launches = 2 + of.persistent.grid() + of.packed;
+  prepared->launches = 1 + !kLatency + of.persistent.grid() + of.packed;
   prepared->blocks = of.packed + of.persistent_blocks(of.persistent.units, false);
   const auto scratch = scratch_of(of, false);
   const auto places = places_of(of);
@@ -175,7 +175,7 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     p[d].uneven.places = places->data();
   }
   prepared->launch = [p, scratch, places](const CudaPlan& plan) {
-    return walk_backward(plan.persistent_backward, p.data(), int(p.size()), nullptr);
+    return GATEDRNN_WALK(backward)(plan.persistent_backward, p.data(), int(p.size()), nullptr);
   };
 #else
   prepared->launch = [p](const CudaPlan& plan) {

@@ -24,7 +24,7 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   w.fill(all.noise, 2 / std::sqrt(double(P)));
   h0.fill(all.noise, 1);
 #ifdef PERSISTENT  // a sequence beyond float16's range, which is multiplied in float32
-  const int64_t beyond = std::is_same_v<Real, float> ? 1 : B;
+  const int64_t beyond = std::is_same_v<Real, float> && product == Product::half ? 1 : B;
   for (int64_t u = H - 3; u < H && beyond < B; ++u)
     h0.rows.at(0, beyond)[u] = stored<Real>(1e6 * h0(beyond, u));
 #else
@@ -143,8 +143,8 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   for (int64_t t = 0; t < of.T; ++t)
     prepared->blocks += of.blocks({t}, of.H, 32) + (of.projected() ? of.blocks({t}, of.P, 64) : 0);
 #ifdef PERSISTENT
-  const bool guarded = std::is_same_v<Real, float>;
-  prepared->launches = 2 + guarded + of.persistent.grid() + of.packed;
+  const bool guarded = std::is_same_v<Real, float> && !kLatency;
+  prepared->launches = 1 + !kLatency + guarded + of.persistent.grid() + of.packed;
   prepared->blocks = of.packed + of.persistent_blocks(of.gates() * of.persistent.units, true);
   prepared->blocks += guarded ? of.B * of.directions : 0;
   const auto scratch = scratch_of(of, true);
@@ -154,7 +154,7 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
     p[d].uneven.places = places->data();
   }
   prepared->launch = [p, scratch, places](const CudaPlan& plan) {
-    return walk_forward(plan.persistent_forward, p.data(), int(p.size()), nullptr);
+    return GATEDRNN_WALK(forward)(plan.persistent_forward, p.data(), int(p.size()), nullptr);
   };
 #else
   prepared->launch = [p](const CudaPlan& plan) {

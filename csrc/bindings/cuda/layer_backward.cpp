@@ -164,7 +164,7 @@ LayerGradients backward(const Layer& l, const OnDevice& on, const Cotangents& gi
   if (need_hidden) loop.hidden = empty_of<Grad>(y, {l.N, D * H});
   if (need_previous) loop.previous = empty_of<Grad>(y, {l.N, D * P});
   const CudaPlan plan = plan_of<Real>(l, on, tf32, uneven.padded());
-  const int64_t packed_each = scratch_size(l.G, plan.persistent_backward, l.B, false);
+  const int64_t packed_each = scratch_size(l.G, plan, l.B, false);
   const Tensor packed = empty_of<float>(y, {D * packed_each});
   const Tensor carry = empty_of<Wide>(y, {D, B, H});
 

@@ -51,7 +51,7 @@ LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const 
   const UnevenRows uneven(l, lengths, on);
   const CudaPlan plan = plan_of<Real>(l, on, tf32, uneven.padded());
   const InputRows input = plan.projects ? InputRows{} : input_rows(l, l.x);
-  const int64_t packed_each = scratch_size(l.G, plan.persistent_forward, l.B, true);
+  const int64_t packed_each = scratch_size(l.G, plan, l.B, true);
   const Tensor packed = empty_of<float>(x, {l.D * packed_each});
   Tensor projected[2];
   CudaForward<Real> p[2] = {};
