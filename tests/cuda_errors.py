@@ -58,6 +58,8 @@ def numbers(case: Case) -> Arrays:
     for name in ("w_hh", "b_ih", "b_hh"):
         a[name] = rng.uniform(-case.scale, case.scale, a[name].shape) / np.sqrt(H)
     a["projected"] = rng.standard_normal((T * B, case.gates * H)) / np.sqrt(3)
+    if case.cell == "lstm":  # torch.nn knows no gradient of all cell states
+        a["dc"] = np.zeros((T * B, H))
     return a
 
 
