@@ -263,6 +263,7 @@ def digest(*texts: str) -> str:
 
 def try_all(every: Sequence[Fault], checks: Checks) -> dict[str, tuple[str, str]]:
     """By key: the first check that caught a fault, and what it said."""
+    BUILD.mkdir(exist_ok=True)
     cache_file, of = BUILD / "mutations.json", checks.version()
     cache = json.loads(cache_file.read_text()) if cache_file.exists() else {}
     key = {fault: digest(of, fault.text) for fault in every}

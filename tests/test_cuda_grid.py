@@ -11,7 +11,6 @@ from cuda_kernels import (
     PERSISTENT_MODES,
     SCALED,
     SCALED16,
-    SCHEDULES,
     Layer,
     backward,
     forward,
@@ -20,7 +19,7 @@ from cuda_kernels import (
     run_forward,
 )
 from kernel_reference import Case
-from test_cuda_kernels import EVERYTHING, check_nan_and_infinity, differing, hold, run
+from test_cuda_kernels import EVERYTHING, check_layer, check_nan_and_infinity, differing, hold, run
 from test_cuda_persistent import relative
 
 kernels = load_kernels()
@@ -61,16 +60,7 @@ def quiet():
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_layer(layer):
-    """Values; the same bits in every schedule, and without what only backward needs."""
-    saved, grads = run(layer)
-    hold(layer, layer.arrays(), saved, grads)
-    for schedule in SCHEDULES[1:]:
-        kernels.set_schedule(*schedule)
-        again, grads_again = run(layer)
-        assert not differing(saved, again) and not differing(grads, grads_again), schedule
-    assert not differing(saved, run_forward(kernels, layer, train=False))
-    fewer = run_backward(kernels, layer, saved, extras=False)
-    assert "previous" not in fewer[0] and not differing(grads, fewer)
+    check_layer(layer)
 
 
 @pytest.mark.parametrize("layer", LARGE, ids=str)

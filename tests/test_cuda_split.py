@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from cuda_kernels import (
     FLOAT32,
-    SCHEDULES,
     SPLIT,
     Layer,
     backward,
@@ -17,7 +16,8 @@ from cuda_kernels import (
     run_forward,
 )
 from kernel_reference import Case
-from test_cuda_kernels import EVERYTHING, check_nan_and_infinity, differing, hold, run
+from test_cuda_kernels import EVERYTHING, check_layer, check_nan_and_infinity, differing, run
+from test_cuda_persistent import relative
 
 kernels = load_kernels()
 # Units, blocks of a cluster, and sequences that are walked together.
@@ -58,16 +58,7 @@ def quiet():
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_layer(layer):
-    """Values; the same bits in every schedule, and without what only backward needs."""
-    saved, grads = run(layer)
-    hold(layer, layer.arrays(), saved, grads)
-    for schedule in SCHEDULES[1:]:
-        kernels.set_schedule(*schedule)
-        again, grads_again = run(layer)
-        assert not differing(saved, again) and not differing(grads, grads_again), schedule
-    assert not differing(saved, run_forward(kernels, layer, train=False))
-    fewer = run_backward(kernels, layer, saved, extras=False)
-    assert "previous" not in fewer[0] and not differing(grads, fewer)
+    check_layer(layer)
 
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer.case.packed], ids=str)
@@ -98,11 +89,6 @@ def test_states_beyond_float16(cell):
         ref = oracle[name].reshape(value.shape)
         largest = np.nan_to_num(np.abs(ref), posinf=0).max(1, keepdims=True)
         np.testing.assert_allclose(value / largest, ref / largest, 0, 2e-6, name)
-
-
-def relative(ours, ref, axis):
-    """The largest error in units of the largest number along an axis."""
-    return float((np.abs(ours - ref).max(axis) / np.abs(ref).max(axis)).max())
 
 
 def test_weights_of_any_size():
