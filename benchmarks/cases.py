@@ -211,6 +211,7 @@ GRID_HIDDEN = (64, 128, 256, 512, 1024, 2048)
 SPECIAL_SHAPES = [(1, 1024, 256, 256, 1), (64, 256, 512, 512, 1), (1024, 90, 128, 128, 1)]
 # What the plan goes by: sizes between which times are interpolated (csrc/measured.h).
 PLAN_BATCHES, PLAN_STEPS, PLAN_HIDDEN = GRID_BATCHES, (32, 256), GRID_HIDDEN
+STACKED_HIDDEN = 256  # units up to which layers may be walked at the same time
 # cuDNN has kernels of its own for few units; this says what they make of every batch.
 FEW_UNITS, FEW_UNITS_BATCHES, FEW_UNITS_STEPS = (64, 128, 192), (16, 256, 1024), 128
 
@@ -281,7 +282,8 @@ def baseline(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
 
 def plan(shapes: Sequence[Sequence[int]] | None = None) -> list[Layer]:
     every = itertools.product(PLAN_HIDDEN, PLAN_BATCHES, PLAN_STEPS)
-    return layers(shapes or [(B, T, H, H, 1) for H, B, T in every])
+    return layers(shapes or [(B, T, H, H, L) for H, B, T in every
+                             for L in ((1, 2) if H <= STACKED_HIDDEN else (1,))])
 
 
 ON = {

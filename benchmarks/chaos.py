@@ -13,9 +13,10 @@ from itertools import product
 
 from . import gpu
 
-CASES = [  # B, T, H: every shape of the kernels, with a batch of several clusters, none of it whole
-    (19, 40, 64), (67, 40, 128), (3, 60, 250), (1030, 30, 256), (21, 40, 500), (300, 20, 512),
-    (19, 30, 700), (3, 30, 1400),
+CASES = [  # B, T, H, L: every shape of the kernels, a batch of several clusters, none of it whole
+    (19, 40, 64, 1), (67, 40, 128, 1), (3, 60, 250, 1), (1030, 30, 256, 1), (21, 40, 500, 1),
+    (300, 20, 512, 1), (19, 30, 700, 1), (3, 30, 1400, 1),
+    (19, 40, 60, 4), (27, 60, 128, 3), (35, 60, 250, 2),  # at the same time
 ]
 DTYPES = ("tf32", "float32", "float16", "bfloat16")
 RUNS = 200
@@ -51,10 +52,12 @@ def check(device: str, runs: int) -> int:
     from .cuda_device import precision
 
     failures = 0
-    for cell, name, (B, T, H) in product(("GRU", "LSTM"), DTYPES, CASES):
+    for cell, name, (B, T, H, L) in product(("GRU", "LSTM"), DTYPES, CASES):
+        os.environ["GATEDRNN_CUDA_KERNEL"] = "persistent" if L == 1 else "wavefront"
         torch.manual_seed(B)
         dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-        module = getattr(gatedrnn, cell)(5, H, bidirectional=B < 100).to(device, dtype)
+        module = getattr(gatedrnn, cell)(5, H, L, bidirectional=B < 100 and L == 1)
+        module = module.to(device, dtype)
         x = torch.randn(T, B, 5, device=device, dtype=dtype, requires_grad=True)
         with precision(name):
             y, final = module(x)
@@ -63,7 +66,7 @@ def check(device: str, runs: int) -> int:
             del outputs, final
             found = changed(module, x, cotangents, runs)
         failures += bool(found)
-        print(f"{cell} B={B} T={T} H={H} {name}: {found or 'the same'}", flush=True)
+        print(f"{cell} B={B} T={T} H={H} L={L} {name}: {found or 'the same'}", flush=True)
     return failures
 
 
@@ -72,7 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each case (default: {RUNS})")
     args = parser.parse_args(argv)
-    os.environ["GATEDRNN_CUDA_KERNEL"] = "persistent"
     sys.path.insert(0, str(gpu.CHAOS))  # whatever is imported from here on is that build's
     import torch
 

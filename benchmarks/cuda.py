@@ -89,7 +89,7 @@ def _kernel(run: Run, pass_: str) -> str | None:
 
 
 def _kind(told: str) -> str:
-    return ("step" if "persistent" not in told else
+    return ("wavefront" if "wavefront" in told else "step" if "persistent" not in told else
             "grid" if "blocks of the grid" in told else "persistent")
 
 

@@ -24,7 +24,7 @@ from .report import PLAN_NAMES, SKIPPED, CsvFile, PlanRow, Table, read_csv
 from .timing import Budget, Contestant, in_turn, spread
 
 DTYPES = ("tf32", "float32", "float16", "bfloat16")
-KERNELS = ("step", "persistent", "grid")
+KERNELS = ("step", "persistent", "grid", "wavefront")
 PASSES = {"forward": "inference", "backward": "training"}  # and what a check calls them
 VARIABLE = "GATEDRNN_CUDA_KERNEL"
 
@@ -78,10 +78,12 @@ def rows(case: Layer, dtype: str, gpu: Gpu, budget: Budget) -> Iterator[PlanRow]
         with asking_for(kernel):
             verdicts[kernel], _ = checked(make, dtype)
     for pass_, check in PASSES.items():
+        if case.L > 1 and pass_ == "backward":  # layer by layer, whoever went forward
+            continue
         found = {}
         for kernel in different(run, pass_):
             row = PlanRow("plan", str(case), case.cell, case.shape, pass_, dtype, isa="",
-                          kernel=kernel, H=case.H, B=case.B, T=case.T)
+                          kernel=kernel, L=case.L, H=case.H, B=case.B, T=case.T)
             row.judge(verdicts[kernel][check])
             found[kernel] = row
         times = in_turn({kernel: contestant(run, pass_, kernel)

@@ -17,7 +17,7 @@ TABLE = ROOT / "csrc" / "measured_table.h"
 COMMAND = "python -m benchmarks.plan_table"
 GATES = {"GRU": 3, "LSTM": 4}
 # What tells cases apart, and devices of a kind.
-PLACE = ("architecture", "multiprocessors", "cell", "dtype", "pass", "H", "B", "T")
+PLACE = ("architecture", "multiprocessors", "cell", "dtype", "pass", "L", "H", "B", "T")
 TEXT = """\
 // Written by {command}; {origin}.
 #pragma once
@@ -57,8 +57,9 @@ def line(row: dict[str, str]) -> str:
     tf32 = row["dtype"] == "tf32"
     kind = "float32" if tf32 else row["dtype"]
     words = [row["architecture"], row["multiprocessors"], str(GATES[row["cell"]]), f"Type::{kind}",
-             str(tf32).lower(), str(row["pass"] == "backward").lower(), row["H"], row["B"],
-             row["T"], f"KernelChoice::{row['kernel']}", f"{1e3 * float(row['ours_ms']):.4g}"]
+             str(tf32).lower(), str(row["pass"] == "backward").lower(),
+             *(row[name] for name in "LHBT"), f"KernelChoice::{row['kernel']}",
+             f"{1e3 * float(row['ours_ms']):.4g}"]
     return f"    {{{', '.join(words)}}},\n"
 
 

@@ -150,6 +150,7 @@ class PlanRow(Row):
     """A pass of a layer by one of the kernels that can run it on a GPU."""
 
     kernel: str | None = None  # as GATEDRNN_CUDA_KERNEL names it
+    L: int | None = None
     H: int | None = None
     B: int | None = None
     T: int | None = None

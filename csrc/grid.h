@@ -58,9 +58,6 @@ struct GridShape {
   }
 };
 
-// Groups of a direction that B sequences take.
-inline int64_t groups_of(int64_t B, int sequences) { return (B + sequences - 1) / sequences; }
-
 // Floats through which a direction's blocks exchange: two buffers of what each block gives, in
 // backward to each block.
 inline int64_t exchange_size(const PersistentPlan& plan, int64_t B, bool forward) {

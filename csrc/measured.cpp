@@ -30,12 +30,14 @@ std::optional<Neighbours> neighbours(int64_t size, std::vector<int64_t> measured
   return Neighbours{low, high, std::log(double(size) / low) / std::log(double(high) / low)};
 }
 
-std::vector<Measurement> of_same_kind(const CudaProblem& p, bool backward, Measurements all) {
+std::vector<Measurement> of_same_kind(const CudaProblem& p, bool backward, int layers,
+                                      Measurements all) {
   std::vector<Measurement> found;
   int64_t H = 2 * p.H;
   for (const Measurement& m : all) {
     if (m.architecture != p.architecture || m.multiprocessors != p.multiprocessors) continue;
-    if (m.gates != p.gates || m.type != p.type || m.backward != backward) continue;
+    if (m.gates != p.gates || m.type != p.type) continue;
+    if (m.backward != backward || m.layers != layers) continue;
     if (m.type == Type::float32 && m.tf32 != p.tf32) continue;
     if (m.H < p.H || m.H > H) continue;
     if (m.H < H) found.clear();
@@ -70,9 +72,10 @@ double time_of(KernelChoice kernel, const std::vector<Measurement>& measured, co
 
 }  // namespace
 
-KernelChoice fastest_measured(const CudaProblem& p, bool backward, Measurements measurements) {
+KernelChoice fastest_measured(const CudaProblem& p, bool backward, int layers,
+                              Measurements measurements) {
   if (p.packed || p.real_tf32 || p.P != p.H || p.B < 1 || p.T < 1) return KernelChoice::any;
-  const std::vector<Measurement> measured = of_same_kind(p, backward, measurements);
+  const std::vector<Measurement> measured = of_same_kind(p, backward, layers, measurements);
   if (measured.empty()) return KernelChoice::any;
   const std::vector<int64_t> steps = sizes(measured, [](auto& m) { return m.T; });
   const int64_t longest = *std::max_element(steps.begin(), steps.end());
@@ -101,7 +104,7 @@ CudaPlan plan_cuda_measured(const CudaProblem& problem, Measurements measurement
   plan.forward_reason = plan.backward_reason = asked ? Reason::asked : Reason::predicted;
   if (asked) return plan;
   CudaProblem insisting = problem;
-  insisting.kernels = fastest_measured(problem, false, measurements);
+  insisting.kernels = fastest_measured(problem, false, 1, measurements);
   if (insisting.kernels != KernelChoice::any) {
     const CudaPlan measured = plan_cuda(insisting);
     plan.forward = measured.forward;
@@ -109,7 +112,7 @@ CudaPlan plan_cuda_measured(const CudaProblem& problem, Measurements measurement
     plan.projects = measured.projects;
     plan.forward_reason = Reason::measured;
   }
-  insisting.kernels = fastest_measured(problem, true, measurements);
+  insisting.kernels = fastest_measured(problem, true, 1, measurements);
   if (insisting.kernels != KernelChoice::any) {
     const CudaPlan measured = plan_cuda(insisting);
     plan.backward = measured.backward;
@@ -117,6 +120,14 @@ CudaPlan plan_cuda_measured(const CudaProblem& problem, Measurements measurement
     plan.backward_reason = Reason::measured;
   }
   return plan;
+}
+
+StackPlan plan_stack_measured(const CudaProblem& problem, int layers, Measurements measurements) {
+  if (problem.kernels != KernelChoice::any) return {plan_stack(problem, layers), Reason::asked};
+  CudaProblem insisting = problem;
+  insisting.kernels = fastest_measured(problem, false, 2, measurements);
+  const bool measured = insisting.kernels != KernelChoice::any;
+  return {plan_stack(insisting, layers), measured ? Reason::measured : Reason::predicted};
 }
 
 }  // namespace gatedrnn

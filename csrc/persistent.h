@@ -16,8 +16,11 @@ struct PersistentShape {
   Cell cell;
   int units, groups, split;
   int parts = 1;  // of 16 bits that an operand consists of: two have float32's digits, or nearly
+  // Beside the states as many outputs of the layer below are multiplied, by half of `split`.
+  bool stacked = false;
 
   constexpr int gates() const { return cell == Cell::gru ? 3 : 4; }
+  constexpr int depth() const { return stacked ? 2 * units : units; }
   constexpr int owned() const { return 16 * groups; }
   constexpr int cluster() const { return units / owned(); }
   constexpr int warps() const { return groups * split; }
@@ -35,7 +38,7 @@ struct PersistentShape {
 
   // Forward.
   constexpr int state_pitch() const { return 2 * parts * units + 16; }
-  constexpr int constants() const { return (4 + gates()) * owned() * 4; }
+  constexpr int constants() const { return (4 + depth() / units * gates()) * owned() * 4; }
   constexpr int ring() const { return kForwardRing * gates() * pairs(); }
   constexpr int partials() const {
     return split > 1 ? 2 * warps() * 2 * products() * gates() * 32 * kPair : 0;
@@ -66,9 +69,20 @@ struct PersistentShape {
 // the place of pre-activations that a product of its own would write.
 constexpr int64_t kFewFeaturesOfKernel = 8;
 
-// Floats of scratch: a direction's weights in parts of 16 bits, and a number for each row.
+// Groups, or clusters, of a direction that B sequences take.
+inline int64_t groups_of(int64_t B, int sequences) { return (B + sequences - 1) / sequences; }
+
+// Floats of scratch: a direction's recurrent weights in parts of 16 bits, and a number for each
+// row.
 constexpr int64_t packed_size(int gates, int units, int parts) {
   return parts ? int64_t(gates) * units * (parts * units / 2 + 1) : 0;
+}
+
+// Floats through which layers that walk at the same time give their states to the next one: a place
+// for every step; and four of which one counts clusters.
+inline int64_t stack_exchange_size(int units, int sequences, int layers, int64_t T, int64_t B) {
+  const int64_t rows = groups_of(B, sequences) * sequences;
+  return (layers - 1) * T * rows * units / 2 + 4;
 }
 
 constexpr PersistentShape kPersistentShapes[] = {
@@ -82,6 +96,13 @@ constexpr PersistentShape kPersistentShapes[] = {
 constexpr PersistentShape kSplitShapes[] = {
     {Cell::gru, 64, 4, 1, 2},  {Cell::gru, 128, 4, 2, 2},  {Cell::gru, 256, 4, 2, 2},
     {Cell::lstm, 64, 4, 1, 2}, {Cell::lstm, 128, 4, 2, 2}, {Cell::lstm, 256, 2, 4, 2},
+};
+
+constexpr int kMostStacked = 4;  // layers that walk at the same time
+constexpr PersistentShape kStackedShapes[] = {
+    {Cell::gru, 64, 4, 2, 1, true},   {Cell::gru, 128, 4, 2, 1, true},
+    {Cell::gru, 256, 2, 4, 1, true},  {Cell::lstm, 64, 4, 2, 1, true},
+    {Cell::lstm, 128, 4, 2, 1, true}, {Cell::lstm, 256, 2, 4, 1, true},
 };
 
 }  // namespace gatedrnn

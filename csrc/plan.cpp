@@ -172,7 +172,8 @@ int64_t fit(const CudaProblem& p, int cluster) {
   return cluster == 2 ? p.multiprocessors / 2 : p.multiprocessors * 15 / 16 / cluster;
 }
 
-// Shared memory that a block may have, bytes.
+// Shared memory, bytes: what a kernel's few variables take beside it, and what a block may have.
+constexpr int kStaticShared = 128;
 int shared_memory(int architecture) {
   switch (architecture) {
     case 80:
@@ -191,22 +192,32 @@ bool projects(const CudaProblem& p, int parts) {
   return parts == 1 && p.type == Type::float32 && p.I <= kFewFeaturesOfKernel;
 }
 
-// Of these persistent kernels that of the least predicted time, if that is less than `limit`.
+// The products: what a tile takes of a step.
+double tile_time(const PersistentShape& shape) {
+  const int products = shape.parts > 1 ? 3 : 1;
+  return double(shape.gates()) * shape.owned() * shape.depth() * shape.columns() * products /
+         kMultiplyAdds * kOverhead;
+}
+
+bool can_persist(const CudaProblem& p) {
+  constexpr int64_t kMostSequences = 1 << 24;
+  return p.architecture >= 80 && p.P == p.H && p.B >= 1 && p.T >= 2 && p.B <= kMostSequences;
+}
+
+// Of these persistent kernels that of the least predicted time, if that is less than `limit`, which
+// it then lowers.
 template <size_t kCount>
 PersistentPlan persistent_of(const PersistentShape (&shapes)[kCount], const CudaProblem& p,
-                             bool forward, double limit) {
-  constexpr int64_t kMostSequences = 1 << 24;
+                             bool forward, double& limit) {
   const int element = p.type == Type::float32 ? 4 : 2;
   PersistentPlan best{};
-  if (p.architecture < 80 || p.P != p.H || p.B < 1 || p.T < 2 || p.B > kMostSequences) return best;
+  if (!can_persist(p)) return best;
   for (const PersistentShape& shape : shapes) {
     const int cluster = shape.cluster();
     if (shape.gates() != p.gates || shape.units < p.H) continue;
     if (cluster > 1 && p.architecture < 90) continue;
     const double still = latency(cluster) + (forward ? 0 : kMeetings);
-    const int products = shape.parts > 1 ? 3 : 1;
-    const double tile = double(shape.gates()) * shape.owned() * shape.units * shape.columns() *
-                        products / kMultiplyAdds * kOverhead;
+    const double tile = tile_time(shape);
     for (int tiles = 1; tiles <= PersistentShape::kMostTiles; ++tiles) {
       const int bytes =
           (forward ? shape.forward_bytes(tiles) : shape.backward_bytes(tiles, element)) +
@@ -232,8 +243,8 @@ constexpr double kGridLatency = 0.62;  // a state's way through L2, and the gate
 constexpr double kGridBytes = 58.6e3;  // of L2 that a multiprocessor reads: 32 a cycle, or writes
 
 // The grid's kernel, if its predicted time is less than `limit`: it has the fewest tiles with which
-// all groups, of both directions or of one after the other, run at once.
-PersistentPlan grid_of(const CudaProblem& p, bool forward, double limit) {
+// all groups, of both directions or of one after the other, run at once. Lowers `limit`.
+PersistentPlan grid_of(const CudaProblem& p, bool forward, double& limit) {
   const int64_t units = ceil_div(p.H, GridShape::kGrain) * GridShape::kGrain;
   if (p.architecture < 80 || p.packed || p.P != p.H || p.B < 1 || p.H < 1 || p.T < 2 ||
       p.B > p.multiprocessors * GridShape::kMostTiles * GridShape::kColumns ||
@@ -263,10 +274,21 @@ PersistentPlan grid_of(const CudaProblem& p, bool forward, double limit) {
 }
 
 // A cluster's kernel where there is one: its exchange is the surer one.
-PersistentPlan persistent_or_grid(const CudaProblem& p, bool forward, double limit) {
+PersistentPlan persistent_or_grid(const CudaProblem& p, bool forward, double& limit) {
   PersistentPlan plan{};
   if (p.kernels != KernelChoice::grid) plan = persistent_of(kPersistentShapes, p, forward, limit);
   return plan.units ? plan : grid_of(p, forward, limit);
+}
+
+// What step kernels take.
+double time_of_steps(const CudaProblem& p, double flops_of_microsecond) {
+  const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
+  return double(p.T) * std::max(kStepLaunch, flops / flops_of_microsecond);
+}
+
+// The time that a persistent kernel has to stay below.
+double limit_of(const CudaProblem& p, double flops_of_microsecond) {
+  return p.kernels == KernelChoice::any ? time_of_steps(p, flops_of_microsecond) : 1e300;
 }
 
 // Strict float32, likewise predicted.
@@ -301,9 +323,7 @@ PersistentPlan latency_kernel_of(const CudaProblem& p, bool forward, double& lim
 // Exact sums by a latency kernel, or nearly exact ones by split operands, which hold more
 // sequences.
 void plan_strict_pass(const CudaProblem& p, bool forward, Product& product, PersistentPlan& plan) {
-  const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
-  const double step = std::max(kStepLaunch, flops / kStrictStepProducts);
-  double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
+  double limit = limit_of(p, kStrictStepProducts);
   plan = latency_kernel_of(p, forward, limit);
   const PersistentPlan split = persistent_of(kSplitShapes, p, forward, limit);
   if (split.units == 0) return;
@@ -335,11 +355,9 @@ CudaPlan plan_cuda(const CudaProblem& p) {
   }
   const bool scaled = !(plan.forward == Product::tf32 && p.real_tf32);
   if (plan.forward != Product::fma && scaled && p.kernels != KernelChoice::step) {
-    const double flops = 2.0 * p.gates * double(p.B) * double(p.H) * double(p.P) * p.directions;
-    const double step = std::max(kStepLaunch, flops / kStepProducts);
-    const double limit = p.kernels == KernelChoice::any ? double(p.T) * step : 1e300;
-    plan.persistent_forward = persistent_or_grid(p, true, limit);
-    plan.persistent_backward = persistent_or_grid(p, false, limit);
+    double forward = limit_of(p, kStepProducts), backward = forward;
+    plan.persistent_forward = persistent_or_grid(p, true, forward);
+    plan.persistent_backward = persistent_or_grid(p, false, backward);
     if (plan.persistent_forward.units && plan.forward == Product::tf32)
       plan.forward = Product::half;
     if (plan.persistent_backward.units && plan.backward == Product::tf32)
@@ -352,6 +370,37 @@ CudaPlan plan_cuda(const CudaProblem& p) {
   }
   plan.projects = plan.persistent_forward.cluster && projects(p, packed_parts(plan.forward));
   return plan;
+}
+
+PersistentPlan plan_stack(const CudaProblem& p, int layers) {
+  const bool asked = p.kernels == KernelChoice::wavefront;
+  const bool exact = p.type == Type::float64 || (p.type == Type::float32 && !p.tf32);
+  if (!can_persist(p) || exact || p.real_tf32 || p.packed || p.directions > 1 || layers < 2 ||
+      layers > kMostStacked || !(asked || p.kernels == KernelChoice::any))
+    return {};
+  double limit = time_of_steps(p, kStepProducts);
+  persistent_or_grid(p, true, limit);
+  limit = asked ? 1e300 : layers * limit;
+  PersistentPlan best{};
+  for (const PersistentShape& shape : kStackedShapes) {
+    const int cluster = shape.cluster();
+    if (shape.gates() != p.gates || shape.units < p.H) continue;
+    if (cluster > 1 && p.architecture < 90) continue;
+    const double still = latency(cluster), tile = tile_time(shape);
+    for (int tiles = 1; tiles <= PersistentShape::kMostTiles; ++tiles) {
+      const int sequences = shape.columns() * tiles;
+      if (shape.forward_bytes(tiles) + kStaticShared > shared_memory(p.architecture)) break;
+      if (layers * ceil_div(p.B, sequences) > fit(p, cluster)) continue;
+      const double steps = double(p.T + layers - 1);
+      const double time =
+          kPersistentLaunch + steps * (still + tiles * tile) + (layers - 1) * kGridLatency;
+      if (time < limit) {
+        limit = time;
+        best = {shape.units, cluster, sequences};
+      }
+    }
+  }
+  return best;
 }
 
 }  // namespace gatedrnn

@@ -70,8 +70,9 @@ struct Clusters {
   int fit[4];
 };
 
-// Which kernels may be chosen; `persistent`: in clusters, or of the grid.
-enum class KernelChoice { any, step, persistent, grid };
+// Which kernels may be chosen; `persistent`: in clusters, or of the grid. `wavefront` is
+// plan_stack's.
+enum class KernelChoice { any, step, persistent, grid, wavefront };
 
 struct CudaProblem {
   int64_t T, B, I, H, P;
@@ -109,6 +110,10 @@ struct CudaPlan {
 };
 
 CudaPlan plan_cuda(const CudaProblem& problem);
+
+// Forward of `layers` such layers, of which the first one has I features, in one launch, each a
+// step behind the one below (wavefront_forward.h). No units: one layer after the other.
+PersistentPlan plan_stack(const CudaProblem& problem, int layers);
 
 // Parts of 16 bits in which a persistent kernel's weights are packed.
 constexpr int packed_parts(Product product) {

@@ -74,8 +74,10 @@ def explain(
         return f"{head}: refused, since this gatedrnn was built without CUDA"
     if isinstance(module, (GRUCell, LSTMCell)):
         return f"{head}: {_cell(module, x, dtype, gpu)}"
-    lines = [_layer(module, k, input, dtype, gpu) for k in range(module.num_layers)]
-    return "\n".join([f"{head}:", *lines])
+    stack = _stack(module, input, dtype, gpu) if gpu else []
+    layers = range(module.num_layers)
+    lines = [_layer(module, k, input, dtype, gpu, bool(stack)) for k in layers]
+    return "\n".join([f"{head}:", *stack, *lines])
 
 
 def _cell(
@@ -111,19 +113,53 @@ def _shared(threads: str, parts: str) -> str:
     return f"{threads} threads, {parts} share the units of a sequence"
 
 
+def _steps_and_batch(module: GRU | LSTM, input: Tensor | PackedSequence) -> tuple[int, int]:
+    if isinstance(input, PackedSequence):
+        return len(input.batch_sizes), int(input.batch_sizes[0])
+    if input.dim() == 2:
+        return input.size(0), 1
+    return (input.size(1), input.size(0)) if module.batch_first else (input.size(0), input.size(1))
+
+
+def _stack(
+    module: GRU | LSTM,
+    input: Tensor | PackedSequence,
+    dtype: torch.dtype,
+    gpu: tuple[int, int, int],
+) -> list[str]:
+    """What all layers do forward together, if they do."""
+    dropout = module.training and module.dropout
+    if isinstance(input, PackedSequence) or module.bidirectional or module.proj_size:
+        return []
+    if dropout or module.recompute:
+        return []
+    T, B = _steps_and_batch(module, input)
+    sizes = T, B, module.input_size, module.hidden_size
+    gates = 3 if isinstance(module, GRU) else 4
+    tf32 = dtype is torch.float32 and raw.tf32_allowed()
+    plan = _values(
+        torch.ops.gatedrnn.cuda_stack_plan(*sizes, gates, module.num_layers, dtype, tf32, *gpu)
+    )
+    if plan["units"] == "0":
+        return []
+    product = _PRODUCTS["bfloat16" if dtype is torch.bfloat16 else "half"]
+    return [
+        "  all layers: CUDA wavefront kernel, one launch forward, each layer a step behind the one "
+        "below",
+        f"    forward: {product}; wavefront, {_held(plan, '')}",
+        f"    forward {_REASONS[plan['reason']]}",
+    ]
+
+
 def _layer(
     module: GRU | LSTM,
     layer: int,
     input: Tensor | PackedSequence,
     dtype: torch.dtype,
     gpu: tuple[int, int, int] | None,
+    stacked: bool,
 ) -> str:
-    if isinstance(input, PackedSequence):
-        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
-    elif input.dim() == 2:
-        T, B = input.size(0), 1
-    else:
-        T, B = (input.size(1), input.size(0)) if module.batch_first else input.shape[:2]
+    T, B = _steps_and_batch(module, input)
     directions = 2 if module.bidirectional else 1
     P = module.proj_size or module.hidden_size
     features = module.input_size if layer == 0 else directions * P
@@ -135,7 +171,18 @@ def _layer(
     if not gpu:
         return head + _cpu(shape, dtype)
     packed = isinstance(input, PackedSequence)
-    return head + _gpu(shape, dtype, gpu, packed, bool(module.proj_size))
+    passes = ("backward",) if stacked else ("forward", "backward")
+    return head + _gpu(shape, dtype, gpu, packed, bool(module.proj_size), passes)
+
+
+def _held(plan: dict[str, str], pass_: str) -> str:
+    """Where weights lie, and with how many sequences."""
+    units, cluster, sequences = (plan[f"{pass_}{n}"] for n in ("units", "cluster", "sequences"))
+    blocks = f"clusters of {cluster}"
+    if cluster == "0":
+        blocks = f"groups of {int(units) // 16} blocks of the grid"
+    each = "one sequence" if sequences == "1" else f"{sequences} sequences"
+    return f"{units} units held by {blocks}, each with {each}"
 
 
 def _values(plan: str) -> dict[str, Any]:
@@ -165,37 +212,34 @@ def _gpu(
     gpu: tuple[int, int, int],
     packed: bool,
     projected: bool,
+    passes: tuple[str, ...],
 ) -> str:
     tf32 = dtype is torch.float32 and raw.tf32_allowed()
     plan = _values(torch.ops.gatedrnn.cuda_plan(*shape, dtype, tf32, packed, *gpu))
     launches = "two launches" if projected else "one launch"
     kernels: dict[str, str] = {}
     lines: list[str] = []
-    for which in ("forward", "backward"):
+    for which in passes:
         product = _PRODUCTS[plan[which]]
         if dtype is torch.float64:
             product = "float64 multiply-adds"
-        units, cluster = plan[f"{which}_units"], plan[f"{which}_cluster"]
-        if units == "0":
+        if plan[f"{which}_units"] == "0":
             kernels["step"] = f"CUDA step kernels, {launches} a step for all directions"
             lines.append(f"{which}: {product}; {_TILES[plan[which + '_tile']]}")
         else:
             kernels["persistent"] = (
                 "CUDA persistent kernels, one launch for all steps and directions"
             )
-            blocks = f"clusters of {cluster}" if cluster != "0" else (
-                f"groups of {int(units) // 16} blocks of the grid")
-            sequences = plan[f"{which}_sequences"]
-            each = "one sequence" if sequences == "1" else f"{sequences} sequences"
-            lines.append(f"{which}: {product}; persistent, {units} units held by {blocks}, "
-                         f"each with {each}")
-    if plan["projects"] == "1":
+            lines.append(f"{which}: {product}; persistent, {_held(plan, which + '_')}")
+    if plan["projects"] == "1" and "forward" in passes:
         lines[0] += ", the input multiplied with them, in float32"
     precision = "TF32" if tf32 else str(dtype).removeprefix("torch.")
     if dtype is torch.float16:
         precision = "float16 forward, TF32 backward"
     lines.append(f"products over the whole sequence: cuBLAS, {precision}")
-    forward, backward = (_REASONS[plan[f"{which}_reason"]] for which in ("forward", "backward"))
-    same = forward == backward
-    lines.append(f"both {forward}" if same else f"forward {forward}, backward {backward}")
+    reasons = {which: _REASONS[plan[f"{which}_reason"]] for which in passes}
+    if len(set(reasons.values())) < len(reasons):
+        lines.append(f"both {reasons['forward']}")
+    else:
+        lines.append(", ".join(f"{which} {reason}" for which, reason in reasons.items()))
     return "\n    ".join(["; ".join(kernels.values()), *lines])

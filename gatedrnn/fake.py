@@ -105,6 +105,52 @@ def _lstm_backward(
     return _gradient(x, need_input), *states, _gradients(weights, need_weights)
 
 
+@_fake("takes_stack")
+def _takes_stack(x: Tensor, h0: Tensor, gates: int, tf32: bool) -> bool:
+    """Layer by layer the shapes are the same."""
+    return False
+
+
+@_fake("gru_stack_forward")
+def _gru_stack_forward(
+    x: Tensor, h0: Tensor, weights: Sequence[Tensor], bias: bool, train: bool, tf32: bool
+) -> tuple[list[Tensor], ...]:
+    return _stacked(_gru_forward, x, [h0], weights, bias, train)
+
+
+@_fake("lstm_stack_forward")
+def _lstm_stack_forward(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    train: bool,
+    tf32: bool,
+) -> tuple[list[Tensor], ...]:
+    return _stacked(_lstm_forward, x, [h0, c0], weights, bias, train)
+
+
+def _stacked(
+    layer: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    states: list[Tensor],
+    weights: Sequence[Tensor],
+    bias: bool,
+    train: bool,
+) -> tuple[list[Tensor], ...]:
+    """Each result of all layers."""
+    count = states[0].size(0)
+    each = len(weights) // count
+    found: list[tuple[Tensor, ...]] = []
+    for k in range(count):
+        own = weights[k * each : (k + 1) * each]
+        given = found[-1][0] if found else x
+        initial = (s[k : k + 1] for s in states)
+        found.append(layer(given, *initial, own, bias, None, train, False))
+    return tuple(map(list, zip(*found, strict=True)))
+
+
 def _some_gates(gates: Tensor, x: Tensor) -> Tensor:
     """Those that recompute keeps, by the shape of all: of a quarter of the rows, flat."""
     return gates.new_empty([x.shape[:-1].numel() // 4 * gates.size(-1)])

@@ -491,6 +491,12 @@ def _stack(
         if kept is not None:
             kept.append((results[0], *results[beyond:]))
         return results[0], results[1:beyond]
+    if dropout == 0 and kept is None and batch_sizes is None and _is_plain(layer, sizes):
+        kernel = "gru" if layer is ops.gru_layer else "lstm"
+        together = ops.stack(kernel, x, states, [group(slots) for group in sizes.groups])
+        if together is not None:
+            every = zip(*(results[1:] for results in together), strict=True)
+            return together[-1][0], tuple(torch.cat(parts) for parts in every)
     y = x
     finals: list[tuple[Tensor, ...]] = []
     initial = zip(*(s.split(sizes.directions) for s in states), strict=True)
@@ -504,6 +510,11 @@ def _stack(
         if kept is not None:
             kept.append((y, *results[beyond:]))
     return y, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _is_plain(layer: Callable[..., tuple[Tensor, ...]], sizes: checks.Sizes) -> bool:
+    one_way = sizes.directions == 1 and sizes.output == sizes.hidden
+    return one_way and (layer is ops.gru_layer or layer is ops.lstm_layer)
 
 
 def _run_cell(

@@ -17,7 +17,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
-from . import batching, traced
+from . import batching, raw, traced
 from .raw import (
     HAS_CUDA,
     KERNELS,
@@ -29,7 +29,7 @@ from .raw import (
     step_forward,
 )
 
-__all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer", "step"]
+__all__ = ["gru_cell", "gru_layer", "lstm_cell", "lstm_layer", "stack", "step"]
 
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -164,18 +164,19 @@ for _name in KERNELS:
 
 
 class _EagerForward(torch.autograd.Function):
-    """_Forward without setup_context, whose handling takes 20 microseconds, a cell's step."""
+    """_Forward without setup_context, whose handling takes 20 microseconds, a cell's step; or of
+    `results` that are there already."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, *tensors: Tensor) -> Any:
-        results = _Forward.forward(call, True, *tensors)
+    def forward(ctx: Any, call: Call, results: Tensors | None, *tensors: Tensor) -> Any:
+        results = results or _Forward.forward(call, True, *tensors)
         _Forward.setup_context(ctx, (call, True, *tensors), results)
         return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        need = ctx.needs_input_grad[1:]
-        return None, *input_gradients(ctx.call, need, ctx.saved_tensors, gradients)
+        need = ctx.needs_input_grad[2:]
+        return None, None, *input_gradients(ctx.call, need, ctx.saved_tensors, gradients)
 
 
 class _Step(torch.autograd.Function):
@@ -240,7 +241,7 @@ def _run(call: Call, tensors: Tensors) -> Tensors:
     if not has_kernels(call.kernel, x) or _is_watched():
         return _run_watched(call, tensors)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _EagerForward.apply(call, *tensors)[: kernel.outputs]
+        return _EagerForward.apply(call, None, *tensors)[: kernel.outputs]
     return kernel.forward(call, tensors, False)[: kernel.outputs]
 
 
@@ -370,6 +371,39 @@ def lstm_layer(
             return y, y.clone(), results[1].unsqueeze(0)
     bias, present = _complete(weights, 5, 4 * c0.size(-1))
     return _run(Call(kernel, bias, batch_sizes, lengths), (x, h0, c0, *present))
+
+
+def stack(
+    kernel: str, x: Tensor, states: Tensors, groups: Sequence[Sequence[Tensor | None]]
+) -> list[Tensors] | None:
+    """All layers of one direction in one launch, where a GPU's plan wants that; else None.
+
+    Args:
+        kernel: "gru" or "lstm".
+        x: (T, B, I), not packed.
+        states: h0, and c0 of an LSTM, (L, B, H) each.
+        groups: each layer's weights, as :func:`gru_layer` or :func:`lstm_layer` takes them.
+
+    Returns:
+        What those functions give, of each layer.
+    """
+    if not raw.on_gpu(x) or not has_kernels(kernel, x) or not x.numel() or _is_watched():
+        return None
+    rows = (2 + len(states)) * states[0].size(-1)
+    layers = [_complete(group, len(group), rows) for group in groups]
+    bias, flat = layers[0][0], [w for _, weights in layers for w in weights]
+    train = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *states, *flat))
+    found = raw.stack_forward(x, states, flat, bias, train)
+    outputs = KERNELS[kernel].outputs
+    if found is None or not train:
+        return found and [results[:outputs] for results in found]
+    call = Call(kernel, bias, None)
+    given: list[Tensors] = []
+    for layer, results in enumerate(found):
+        initial = (s[layer : layer + 1] for s in states)
+        tensors = (given[-1][0] if given else x, *initial, *layers[layer][1])
+        given.append(_EagerForward.apply(call, results, *tensors)[:outputs])
+    return given
 
 
 def gru_cell(

@@ -36,6 +36,8 @@ __all__ = [
     "has_kernels",
     "instruction_set",
     "layer_reference",
+    "on_gpu",
+    "stack_forward",
     "step_backward",
     "step_forward",
     "takes_lengths",
@@ -89,21 +91,42 @@ def extension_file() -> str:
     return str(_C.__file__)
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether x is where CUDA kernels run, and there are any."""
+    return (x.is_cuda and HAS_CUDA) or _emulated
+
+
 def has_kernels(kernel: str, x: Tensor) -> bool:
     """Whether there are kernels of that name for tensors of x's device and dtype as they are."""
     if x.is_cuda or _emulated:
-        return x.dtype in _DTYPES and (HAS_CUDA or _emulated)
+        return x.dtype in _DTYPES and on_gpu(x)
     dtypes = _CPU_CELL_DTYPES if kernel.endswith("_cell") else _DTYPES
     return x.dtype in dtypes and (x.is_cpu or x.is_meta)
 
 
 def takes_lengths(x: Tensor, states: Sequence[Tensor]) -> bool:
     """Whether x's kernels stop where lengths on the GPU say, without anybody waiting for those."""
-    if not ((x.is_cuda and HAS_CUDA) or _emulated) or x.dtype not in _DTYPES or not x.numel():
+    if not on_gpu(x) or x.dtype not in _DTYPES or not x.numel():
         return False
     if states[0].size(-1) != states[-1].size(-1):  # projected
         return False
     return _ops.takes_lengths.default(x, states[0], 2 + len(states), _tf32(x))
+
+
+def stack_forward(
+    x: Tensor, states: Tensors, weights: Sequence[Tensor], bias: bool, train: bool
+) -> list[Tensors] | None:
+    """What each layer's forward gives, of a stack on a GPU; None if its layers do not run together.
+
+    They have one direction and no projection; states are (L, B, H), and the layers' weights follow
+    one another.
+    """
+    tf32 = _tf32(x)
+    if not _ops.takes_stack.default(x, states[0], 2 + len(states), tf32):
+        return None
+    op = _ops.gru_stack_forward if len(states) == 1 else _ops.lstm_stack_forward
+    results = _run(op.default, x, *states, weights, bias, train, tf32)
+    return list(zip(*results, strict=True))
 
 
 def _tf32(x: Tensor) -> bool:

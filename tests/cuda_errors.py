@@ -26,7 +26,10 @@ from cuda_kernels import (
     loaded,
     run_backward,
     run_forward,
+    run_stack,
+    stacked,
     stored,
+    to_tf32,
 )
 from kernel_reference import Arrays, Case
 
@@ -128,11 +131,51 @@ def rows(cell: str) -> Iterator[tuple[str, list[float]]]:
         yield name, [e for case in cases for e in of_kernel(kernels, case, mode, shape)]
 
 
+STACKED = {"float32 with TF32": SCALED, "float16": SCALED16, "bfloat16": BFLOAT16}
+
+
+def of_stack(kernels, case: Case, mode: Mode) -> list[float]:
+    """Of the second of two layers, its h: walked after the first one, whose output a product of its
+    own takes, in TF32 where that is the mode; and walked with it."""
+    layers = stacked(Layer(case, mode, "narrow", persistent=(H, 8, 16)), 2)
+    first = {name: loaded(stored(value, mode.wide if name == "projected" else mode.kind))
+             for name, value in numbers(case).items()}
+    rng = np.random.default_rng(2)
+    w_ih = rng.uniform(-case.scale, case.scale, (case.gates * H, H)) / np.sqrt(H)
+    second = {name: np.roll(value, 1, -1) for name, value in first.items() if name != "projected"}
+    second["w_ih"] = loaded(stored(w_ih, mode.kind))
+    together = run_stack(kernels, layers, [first, second])[1]["y"]
+
+    alone = Layer(case, mode, "narrow", persistent=TILED[case.cell])
+    below = run_forward(kernels, alone, [first])[0]["y"]
+    rounded = to_tf32 if mode is SCALED else np.asarray
+    projected = rounded(below) @ rounded(second["w_ih"]).T
+    given = second | {"projected": projected.astype(np.float32).astype(np.float64)}
+    apart = run_forward(kernels, alone, [given])[0]["y"]
+
+    ref = forward(case, first)["y"]
+    ref = forward(case, second | {"projected": ref @ second["w_ih"].T})["y"]
+    return [largest(apart, ref), largest(together, ref)]
+
+
+def stack_rows(cell: str) -> Iterator[tuple[str, list[float]]]:
+    cases = [Case(cell, "float64", T, B, 3, H, scale=scale) for scale in (1.0, 4.0)]
+    kernels = load_kernels()
+    for name, mode in STACKED.items():
+        yield name, [e for case in cases for e in of_stack(kernels, case, mode)]
+
+
 def main() -> None:
     for cell in ("gru", "lstm"):
         print(f"\n| {cell.upper()} | h | dh0 | dW_hh | h, weights x 4 | dh0 | dW_hh |")
         print("| --- |" + " ---: |" * 6)
         for name, found in rows(cell):
+            print(f"| {name} | {' | '.join(f'{error:.1e}' for error in found)} |", flush=True)
+    for cell in ("gru", "lstm"):
+        print(f"\n| {cell.upper()}, second of two layers | h, persistent | h, wavefront "
+              "| weights x 4, persistent | wavefront |")
+        print("| --- |" + " ---: |" * 4)
+        for name, found in stack_rows(cell):
             print(f"| {name} | {' | '.join(f'{error:.1e}' for error in found)} |", flush=True)
 
 

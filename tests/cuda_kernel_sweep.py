@@ -18,12 +18,16 @@ from cuda_kernels import (
     MODES,
     PERSISTENT_MODES,
     SCALED,
+    SCALED16,
     SPLIT,
     Layer,
     Memory,
     load_kernels,
     run_backward,
     run_forward,
+    run_stack,
+    stack_arrays,
+    stacked,
     stored,
 )
 from kernel_reference import Case
@@ -83,6 +87,21 @@ def strict(few):
         yield Layer(case, mode, "narrow", persistent=kernel, directions=1 + odd, gap=odd)
 
 
+# Layers at the same time.
+STACKS = [(SCALED, "gru", 2, (64, 1, 8), (3, 9, 51)), (SCALED, "lstm", 2, (128, 2, 8), (2, 3, 97))]
+MORE_STACKS = [(SCALED, "lstm", 4, (64, 1, 16), (3, 19, 64)),
+               (BFLOAT16, "gru", 3, (128, 2, 8), (4, 11, 101)),
+               (SCALED16, "gru", 2, (256, 8, 16), (4, 3, 201)),
+               (SCALED, "lstm", 2, (256, 8, 16), (3, 17, 256))]
+
+
+def stacks(few):
+    for mode, cell, count, kernel, (T, B, H) in STACKS if few else STACKS + MORE_STACKS:
+        layer = Layer(Case(cell, "float64", T, B, 3, H), mode, "narrow", persistent=kernel,
+                      gap=H % 2)
+        yield stacked(layer, count)
+
+
 # What either call gets, but the sizes.
 NAMES = ("projected w_hh b_ih b_hh w_hr h0 c0 y hn cn gates c carry hidden w_hh_t w_hr_t dy dhn "
          "dcn dc dgates dh previous carry_h carry_c dh0 dc0").split()
@@ -120,6 +139,12 @@ def main(folder, extent):
         assert all(np.isfinite(value).all() for part in (*saved, *grads) for value in part.values())
         if not few:
             run_forward(kernels, layer, train=False)
+        count += 1
+    for stack in stacks(few):
+        every = stack_arrays(stack)
+        for train in (True,) if few else (True, False):
+            saved = run_stack(kernels, stack, every, train)
+            assert all(np.isfinite(value).all() for part in saved for value in part.values())
         count += 1
     if few:  # half is multiplied in forward only
         run_forward(kernels, Layer(Case("gru", "float64", 1, 1, 3, 264), FLOAT16, "narrow"))

@@ -313,11 +313,12 @@ class Placed:
             self.arrays[name] = np.lib.stride_tricks.as_strided(
                 buffer, (self.case.T, *buffer.shape), (0, *buffer.strides))
 
-    def pack_scratch(self, kernels, forward: bool) -> None:
+    def pack_scratch(self, kernels, forward: bool, matrices: int = 1) -> None:
         product = self.layer.mode.product
         if self.layer.persistent and product != "fma":
             case, persistent = self.case, self.layer.persistent
             size = kernels.scratch_size(product, case.gates, persistent, case.B, forward)
+            size *= matrices
             self.arrays["packed"] = self.memory.output((size,), "float32", name="packed")
             if self.case.packed and not self.layer.padded:
                 size = self.case.T + self.case.B
@@ -331,36 +332,78 @@ class Placed:
 def run_forward(kernels, layer: Layer, arrays: list[Arrays] | None = None, train: bool = True,
                 ) -> list[Arrays]:
     """Each direction's y, hn; cn; and in training gates, c, hidden."""
-    mode, memory, directions = layer.mode, Memory(layer.gap, layer.shift, layer.only), []
-    for case, a in zip(layer.cases(), arrays or layer.arrays(), strict=True):
-        H, P, lstm = case.H, case.state, case.cell == "lstm"
-        d = Placed(layer, case, memory)
-        if layer.projects:
-            d.input_rows(mode.kind, x=a["x"])
-            d.inputs(mode.kind, w_ih=a["w_ih"])
-        else:
-            d.input_rows(mode.wide, projected=a["projected"])
-        d.inputs(mode.kind, **{name: a[name] for name in ("w_hh", "b_ih", "b_hh", "h0")})
-        d.output_rows(mode.kind, y=P)
-        d.outputs(mode.kind, hn=P)
-        if train:
-            d.output_rows(mode.kind, gates=case.gates * H)
-        if lstm:
-            d.inputs(mode.kind, c0=a["c0"])
-            d.outputs(mode.kind, cn=H)
-            (d.output_rows if train else d.one_step)(mode.wide, c=H)
-        elif mode.kind != mode.wide:
-            d.outputs(mode.wide, wanted=False, carry=H)
-        d.pack_scratch(kernels, True)
-        if case.P:
-            d.inputs(mode.kind, w_hr=a["w_hr"])
-            (d.output_rows if train else d.one_step)(mode.kind, hidden=H)
-        directions.append(d)
+    mode, memory = layer.mode, Memory(layer.gap, layer.shift, layer.only)
+    directions = [place_forward(kernels, layer, case, a, memory, train)
+                  for case, a in zip(layer.cases(), arrays or layer.arrays(), strict=True)]
     call = getattr(kernels, f"layer_forward_{mode.kind}")
     call(layer.case.cell, [d.arrays for d in directions], mode.product, layer.tile,
          layer.persistent or ())
     memory.check()
     return [d.results() for d in directions]
+
+
+def place_forward(kernels, layer: Layer, case: Case, a: Arrays, memory: Memory, train: bool,
+                  ) -> Placed:
+    mode, d = layer.mode, Placed(layer, case, memory)
+    H, P, lstm = case.H, case.state, case.cell == "lstm"
+    if layer.projects:
+        if "x" in a:
+            d.input_rows(mode.kind, x=a["x"])
+        d.inputs(mode.kind, w_ih=a["w_ih"])
+    else:
+        d.input_rows(mode.wide, projected=a["projected"])
+    d.inputs(mode.kind, **{name: a[name] for name in ("w_hh", "b_ih", "b_hh", "h0")})
+    d.output_rows(mode.kind, y=P)
+    d.outputs(mode.kind, hn=P)
+    if train:
+        d.output_rows(mode.kind, gates=case.gates * H)
+    if lstm:
+        d.inputs(mode.kind, c0=a["c0"])
+        d.outputs(mode.kind, cn=H)
+        (d.output_rows if train else d.one_step)(mode.wide, c=H)
+    elif mode.kind != mode.wide:
+        d.outputs(mode.wide, wanted=False, carry=H)
+    d.pack_scratch(kernels, True)
+    if case.P:
+        d.inputs(mode.kind, w_hr=a["w_hr"])
+        (d.output_rows if train else d.one_step)(mode.kind, hidden=H)
+    return d
+
+
+def stacked(layer: Layer, count: int) -> list[Layer]:
+    """The layer and those above it, whose input is the output of the one below."""
+    case = replace(layer.case, I=layer.case.H)
+    return [layer, *[replace(layer, case=case, projects=True)] * (count - 1)]
+
+
+def stack_arrays(layers: list[Layer]) -> list[Arrays]:
+    """Each layer's; no two layers' are alike. Those of the input are the first one's alone."""
+    every = [{name: np.roll(value, k, -1) for name, value in layer.arrays()[0].items()}
+             for k, layer in enumerate(layers)]
+    for a in every[1:]:
+        del a["x"], a["projected"]
+    return every
+
+
+def run_stack(kernels, layers: list[Layer], every: list[Arrays], train: bool = True,
+              ) -> list[Arrays]:
+    """Each layer's results, as run_forward's, of all layers at the same time."""
+    first = layers[0]
+    mode, case, memory = first.mode, first.case, Memory(first.gap, first.shift, first.only)
+    placed: list[Placed] = []
+    for layer, a in zip(layers, every, strict=True):
+        d = place_forward(kernels, layer, layer.case, a, memory, train)
+        if placed:
+            d.arrays["x"] = placed[-1].arrays["y"]
+        d.pack_scratch(kernels, True, matrices=2)
+        placed.append(d)
+    size = kernels.stack_exchange_size(first.persistent, len(layers), case.T, case.B)
+    exchange = memory.output((size,), "float32", name="packed")
+    getattr(kernels, f"stack_forward_{mode.kind}")(
+        case.cell, [d.arrays for d in placed], mode.product, first.persistent,
+        {"exchange": exchange})
+    memory.check()
+    return [d.results() for d in placed]
 
 
 def run_backward(kernels, layer: Layer, saved: list[Arrays], arrays: list[Arrays] | None = None,

@@ -86,10 +86,10 @@ def test_end_to_end(file, capsys):
         assert float(row["ours_p20_ms"]) <= float(row["ours_ms"]) <= float(row["ours_p80_ms"])
         names = ("torch_ms", "ratio", "gflops", "gb_per_s", "share", "ours_error", "peer_error")
         assert min(float(row[name]) for name in names) > 0
-        # Four steps in each of two layers, forward and backward.
+        # Four steps of two layers, forward at the same time but in strict float32, and backward.
         assert row["floor_by"] == "latency"
-        passes = 1 if row["pass"] == "inference" else 2
-        assert float(row["floor_ms"]) == pytest.approx(passes * 2 * 4 * 0.35e-3, rel=0.01)
+        walks = (2 if row["dtype"] == "float32" else 1) + 2 * (row["pass"] == "training")
+        assert float(row["floor_ms"]) == pytest.approx(walks * 4 * 0.35e-3, rel=0.01)
         assert float(row["floor_share"]) == pytest.approx(
             float(row["floor_ms"]) / float(row["ours_ms"]), rel=1e-4)
         assert row["ours_mib"] == row["torch_mib"] == "7.5" and row["of_torch"] == "1"

@@ -8,12 +8,14 @@ from functools import partial
 import fake_gpu
 import pytest
 import torch
-from fake_gpu import TINY, bench, read
+from fake_gpu import bench, read
 
 import gatedrnn
 from benchmarks import cases, modules, plan, plan_table
 from benchmarks.environment import ROOT
 from benchmarks.report import PLAN_NAMES
+
+LAYER, STACK = "3,4,5,6,1", "3,4,5,6,2"
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +25,8 @@ def file(monkeypatch, tmp_path):
     return path.with_name("fake-gpu-9000-plan.csv")
 
 
-def suite(*arguments):
-    return bench("--suite", "plan", *arguments)
+def suite(*arguments, shape=LAYER):
+    return bench("--suite", "plan", *arguments, shape=shape)
 
 
 def test_rows_of_every_kernel(file, capsys):
@@ -35,7 +37,7 @@ def test_rows_of_every_kernel(file, capsys):
         (cell, dtype, pass_, kernel) for cell in ("GRU", "LSTM") for dtype in ("tf32", "bfloat16")
         for pass_ in ("forward", "backward") for kernel in ("step", "persistent")]
     for row in rows:
-        assert row["status"] == "ok" and row["case"].endswith(TINY)
+        assert row["status"] == "ok" and row["case"].endswith(LAYER)
         assert (row["architecture"], row["multiprocessors"]) == ("90", "132")
         assert (row["B"], row["T"], row["H"]) == ("3", "4", "6")
         assert float(row["ours_ms"]) > 0
@@ -45,6 +47,17 @@ def test_rows_of_every_kernel(file, capsys):
     assert file.read_text() == before  # nothing is measured twice
     assert suite("--dtype", "tf32", "float32") == 0
     assert [r["dtype"] for r in read(file)[16:]] == ["float32"] * 8
+
+
+def test_stacks_are_timed_forward(file, monkeypatch):
+    monkeypatch.setattr(plan, "different", lambda run, pass_: ["persistent", "wavefront"])
+    assert suite("--dtype", "tf32", shape=STACK) == 0
+    rows = read(file)
+    assert [(r["cell"], r["pass"], r["kernel"], r["L"]) for r in rows] == [
+        (cell, "forward", kernel, "2") for cell in ("GRU", "LSTM")
+        for kernel in ("persistent", "wavefront")]
+    text = plan_table.text(rows)
+    assert text.count("true, false, 2, 6, 3, 4, KernelChoice::wavefront") == 2
 
 
 def test_each_pass_is_run_by_the_kernel_that_is_asked_for(monkeypatch):
@@ -78,12 +91,15 @@ def test_kernels_that_are_not_there_are_not_timed(monkeypatch):
     monkeypatch.setattr(gatedrnn, "explain",
                         partial(gatedrnn.explain, architecture=90, multiprocessors=132))
 
-    def different(H, dtype, pass_="forward"):
-        run = modules.build(cases.Layer("GRU", 16, 30, 5, H, 1), dtype)["ours"]()
+    def different(H, dtype, pass_="forward", L=1):
+        run = modules.build(cases.Layer("GRU", 16, 30, 5, H, L), dtype)["ours"]()
         return plan.different(run, pass_)
 
-    assert different(64, "bfloat16") == different(64, "bfloat16", "backward") == list(plan.KERNELS)
-    assert different(64, "float64") == different(4000, "bfloat16") == ["step"]
+    layer = ["step", "persistent", "grid"]
+    assert different(64, "bfloat16") == different(64, "bfloat16", "backward") == layer
+    assert different(64, "bfloat16", L=2) == [*layer, "wavefront"]
+    assert different(512, "bfloat16", L=2) == layer
+    assert different(64, "float64", L=2) == different(4000, "bfloat16") == ["step"]
 
 
 def test_a_wrong_kernel_is_not_timed(file, monkeypatch):
@@ -113,8 +129,9 @@ def test_what_does_not_fit_is_told(file, monkeypatch):
 def row(kernel, ms, **other):
     return dict.fromkeys(PLAN_NAMES, "") | {
         "status": "ok", "architecture": "90", "multiprocessors": "132", "cell": "LSTM",
-        "dtype": "tf32", "pass": "backward", "H": "256", "B": "16", "T": "32", "device": "Invented",
-        "commit": "abc", "date": "2026-01-02T03:04:05", "kernel": kernel, "ours_ms": ms} | other
+        "dtype": "tf32", "pass": "backward", "L": "1", "H": "256", "B": "16", "T": "32",
+        "device": "Invented", "commit": "abc", "date": "2026-01-02T03:04:05", "kernel": kernel,
+        "ours_ms": ms} | other
 
 
 def test_the_table():
@@ -123,8 +140,8 @@ def test_the_table():
     text = plan_table.text(rows)
     lines = [line.strip() for line in text.splitlines() if "KernelChoice" in line]
     assert lines == [  # the last ones of their kind, where two kernels ran
-        "{90, 132, 4, Type::float32, true, true, 256, 16, 32, KernelChoice::step, 500},",
-        "{90, 132, 4, Type::float32, true, true, 256, 16, 32, KernelChoice::persistent, 123.5},"]
+        "{90, 132, 4, Type::float32, true, true, 1, 256, 16, 32, KernelChoice::step, 500},",
+        "{90, 132, 4, Type::float32, true, true, 1, 256, 16, 32, KernelChoice::persistent, 123.5},"]
     assert "std::array<Measurement, 2>" in text
     assert "; of Invented, commit abc, 2026-01-02.\n" in text
 

@@ -134,6 +134,20 @@ def test_cells(cell, size, mode):
         check(Case(cell, size, **chosen), mode)
 
 
+@pytest.mark.parametrize(("size", "layers"), [
+    ((30, 3, 5, 64), 4), ((20, 17, 8, 100), 3), ((40, 33, 7, 250), 2), ((300, 1, 16, 256), 2),
+], ids=str)
+@pytest.mark.parametrize("mode", [TF32, FLOAT16, BFLOAT16], ids=str)
+@every_cell
+def test_layers_at_the_same_time(cell, mode, size, layers, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+    case = Case(cell, size, layers=layers)
+    check(case, mode)
+    trial = CudaTrial(case, mode)
+    first, second = trial.run(), trial.run()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
 @every_cell
 def test_empty_batch(cell):
     case = Case(cell, (4, 0, 3, 5), layers=2, bidirectional=True)

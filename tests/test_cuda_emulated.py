@@ -146,6 +146,93 @@ def test_kernels_of_the_grid(cell, mode, monkeypatch):
     check(Case(cell, (3, 11, 7, 130), bidirectional=True, batch_first=True), mode)
 
 
+# Whole stacks in one launch forward, and what keeps layers apart.
+TOGETHER = [
+    Case(cell, size, layers=layers, **options) for cell in LAYERS
+    for size, layers, options in [
+        ((4, 6, 7, 18), 2, {"bias": False}), ((6, 3, 64, 64), 3, {"batch_first": True}),
+        ((3, 17, 1, 130), 4, {"states": False}), ((5, 1, 7, 33), 2, {"form": "unbatched"}),
+    ]
+]
+APART = [
+    Case("gru", (4, 6, 7, 18)), Case("gru", (1, 6, 7, 18), layers=2),
+    Case("lstm", (4, 6, 7, 18), layers=5), Case("gru", (4, 6, 7, 18), layers=2, form="sorted"),
+    Case("lstm", (4, 6, 7, 18), layers=2, bidirectional=True),
+    Case("lstm", (4, 6, 7, 18), layers=2, proj=5), Case("gru", (4, 2, 7, 257), layers=2),
+]
+
+
+def calls_together(trial, monkeypatch):
+    """How often a run has walked a stack in one launch."""
+    calls, run = [], raw.stack_forward
+    with monkeypatch.context() as patch:
+        patch.setattr(raw, "stack_forward", lambda *a: calls.append(run(*a)) or calls[-1])
+        trial.run(outputs=("output",))
+    return sum(found is not None for found in calls)
+
+
+@pytest.mark.parametrize("mode", (TF32, FLOAT16, BFLOAT16), ids=str)
+@pytest.mark.parametrize("case", TOGETHER, ids=str)
+def test_layers_at_the_same_time(case, mode, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+    assert calls_together(EmulatedTrial(case, mode), monkeypatch) == 1
+    check(case, mode)
+
+
+@pytest.mark.parametrize("case", APART, ids=str)
+def test_layers_that_stay_apart(case, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+    assert calls_together(EmulatedTrial(case, FLOAT16), monkeypatch) == 0
+
+
+@every_cell
+def test_layers_are_walked_together_by_the_plan(cell, monkeypatch):
+    """Where it is predicted to be faster, and where no dropout comes between."""
+    monkeypatch.delenv("GATEDRNN_CUDA_KERNEL")
+    case = Case(cell, (90, 3, 5, 33), layers=2)
+    assert calls_together(EmulatedTrial(case, TF32), monkeypatch) == 1
+    assert calls_together(EmulatedTrial(case, FLOAT32), monkeypatch) == 0
+    assert calls_together(EmulatedTrial(case, TF32, multiprocessors=1), monkeypatch) == 0
+    with precision(TF32), emulated.cuda():
+        module = dict(gru=gatedrnn.GRU, lstm=gatedrnn.LSTM)[cell](5, 33, 2, dropout=0.5)
+        x = torch.randn(90, 3, 5)
+        before = emulated.ops.cuda_launches()
+        with torch.no_grad():
+            module(x)
+            apart = emulated.ops.cuda_launches() - before
+            module.eval()(x)
+        assert emulated.ops.cuda_launches() - before - apart < apart
+
+
+@every_cell
+def test_second_derivatives_of_layers_that_were_walked_together(cell, monkeypatch):
+    """And all else that only a layer's own Function gives."""
+    case = Case(cell, (4, 3, 5, 9), layers=2)
+    results = []
+    for kernel in ("wavefront", "step"):
+        monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", kernel)
+        trial = EmulatedTrial(case, TF32)
+        with precision(TF32), emulated.cuda():
+            x = trial.data.inputs["x"].clone().requires_grad_()
+            first, = torch.autograd.grad(trial.ours(x)[0].square().sum(), x, create_graph=True)
+            results.append([first, *torch.autograd.grad(first.square().sum(), [
+                x, *trial.ours.parameters()])])
+    for together_, apart in zip(*results, strict=True):
+        torch.testing.assert_close(together_, apart, rtol=2e-2, atol=2e-2)
+
+
+@every_cell
+def test_a_stack_whose_lower_layer_is_frozen(cell, monkeypatch):
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+    module = dict(gru=gatedrnn.GRU, lstm=gatedrnn.LSTM)[cell](5, 9, 2)
+    for name, p in module.named_parameters():
+        p.requires_grad_("l1" in name)
+    with precision(TF32), emulated.cuda():
+        module(torch.randn(4, 3, 5))[0].sum().backward()
+    assert {n for n, p in module.named_parameters() if p.grad is not None} == {
+        n for n, p in module.named_parameters() if "l1" in n}
+
+
 @every_cell
 def test_operands_in_two_parts(cell, monkeypatch):
     """Strict float32 where there are more sequences than room for a cluster each."""
@@ -412,6 +499,38 @@ def test_ops_keep_to_their_schemas_and_fake_kernels(case, monkeypatch):
         given = torch.utils._pytree.tree_map(
             lambda a: a.detach() if isinstance(a, torch.Tensor) else a, arguments)
         torch.library.opcheck(op, given, test_utils=("test_schema", "test_faketensor"))
+
+
+@every_cell
+@pytest.mark.parametrize("train", [False, True])
+def test_ops_of_stacks(cell, train):
+    """The same, and what the ops themselves refuse."""
+    x = torch.randn(4, 3, 5, dtype=torch.float16)
+    states = [torch.zeros(2, 3, 6, dtype=torch.float16) for _ in range(1 + (cell == "lstm"))]
+    module = dict(gru=gatedrnn.GRU, lstm=gatedrnn.LSTM)[cell](5, 6, 2, dtype=torch.float16)
+    weights = [p.detach() for p in module.parameters()]
+    op = getattr(emulated.ops, f"{cell}_stack_forward").default
+
+    def call(x=x, states=states, weights=weights):
+        return op(x, *states, weights, True, train, False)
+
+    with pytest.raises(RuntimeError, match="no kernel takes these layers at the same time"):
+        call()  # step kernels are asked for
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+        torch.library.opcheck(op, (x, *states, weights, True, train, False),
+                              test_utils=("test_schema", "test_faketensor"))
+        assert emulated.ops.takes_stack(x, states[0], 2 + len(states), False)
+        for wrong, words in [
+            ({"weights": weights[1:]}, "wrong number of weights"),
+            ({"weights": [*weights[:4], weights[0], *weights[5:]]}, "w_ih of shape"),
+            ({"x": x[0]}, "three dimensions"), ({"x": x.double()}, "no kernel takes these layers"),
+            ({"states": [s[:, :2] for s in states]}, "batch of 2, got 3"),
+            *([({"weights": [*weights[:4], weights[1][:6], *weights[4:], weights[1][:6]]},
+                "with a projection")] if cell == "lstm" else []),
+        ]:
+            with pytest.raises(RuntimeError, match=words):
+                call(**wrong)
 
 
 def narrower(t):

@@ -14,7 +14,7 @@ import pytest
 SOURCES = Path(__file__).resolve().parent / "cuda_emulator"
 CXX = os.environ.get("CXX") or shutil.which("g++")
 NVCC = shutil.which("nvcc")
-CHECKS = 25  # that conformance.cu makes where nothing is lacking
+CHECKS = 26  # that conformance.cu makes where nothing is lacking
 SCHEDULES = [("fifo", 1), ("lifo", 1), ("random", 1), ("random", 2), ("prio", 1), ("prio", 2)]
 
 SANITIZERS = {

@@ -12,6 +12,8 @@ def test_errors_are_of_their_precision(cell, monkeypatch):
     monkeypatch.setattr(cuda_errors, "T", 2)
     found = dict(cuda_errors.rows(cell))
     assert len(found) == 1 + len(cuda_errors.KERNELS)
-    for name, errors in found.items():
+    stacks = dict(cuda_errors.stack_rows(cell))
+    assert len(stacks) == 3
+    for name, errors in [*found.items(), *stacks.items()]:
         (limit,) = (LIMITS[start] for start in LIMITS if name.startswith(start))
         assert all(limit / 1e3 < error < limit for error in errors), (name, errors)

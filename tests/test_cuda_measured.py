@@ -13,7 +13,7 @@ STEP, PERSISTENT = 0, 256  # units that a persistent kernel holds
 def measured(step, persistent, H=256, B=16, T=256, gates=3, kind="float32", tf32=True,
              backward=False, device=H200):
     """Both kernels' microseconds at one place."""
-    place = (*device, gates, kind, tf32, backward, H, B, T)
+    place = (*device, gates, kind, tf32, backward, 1, H, B, T)
     return [(*place, "step", step), (*place, "persistent", persistent)]
 
 
@@ -110,7 +110,7 @@ def test_between_and_beyond_the_measured_steps():
 
 def test_a_kernel_counts_where_all_neighbours_were_measured():
     table = grid(lambda B, T: 10, lambda B, T: 1)
-    gap = [row for row in table if (row[7], row[8], row[9]) != (64, 32, "persistent")]
+    gap = [row for row in table if (row[8], row[9], row[10]) != (64, 32, "persistent")]
     assert told(gap, B=16, T=100)[0] == (PERSISTENT, "measured")
     assert told(gap, B=17, T=100)[0] == (PERSISTENT, "predicted")  # one kernel is no comparison
     assert told(gap, B=17, T=256)[0] == (PERSISTENT, "measured")
@@ -123,6 +123,28 @@ def test_a_kernel_that_does_not_fit_any_more_is_not_insisted_on():
     p = kernels.plan(256, 16, 5, 512, 512, 3, 1, "float32", True, False, *few, [8, 0, 0, 0],
                      "any", measured(2, 1, H=512, device=few))
     assert p["persistent_forward"] == [0, 0, 0] and p["forward"] == "tf32"
+
+
+def stack(table, T=256, B=16, layers=2, asked="any"):
+    return kernels.plan_stack(T, B, 5, 256, 3, layers, "float32", True, *H200, [], asked, table)
+
+
+def test_layers_at_the_same_time():
+    """What two took, together and one after the other, speaks for more, and not for one."""
+    def measured(apart, together, layers=2):
+        place = (*H200, 3, "float32", True, False, layers, 256, 16, 256)
+        return [(*place, "persistent", apart), (*place, "wavefront", together)]
+
+    walk = [256, 8, 16]
+    assert stack([]) == (walk, "predicted")
+    for layers in (2, 3, 4):
+        assert stack(measured(1, 2), layers=layers) == ([0, 0, 0], "measured")
+        assert stack(measured(2, 1), layers=layers) == (walk, "measured")
+    assert stack(measured(1, 2, layers=1)) == (walk, "predicted")
+    assert stack(measured(1, 2), B=17) == (walk, "predicted")
+    assert stack(measured(1, 2), asked="wavefront") == (walk, "asked")
+    assert stack(measured(2, 1), asked="persistent") == ([0, 0, 0], "asked")
+    assert told(measured(1, 2))[0] == (PERSISTENT, "predicted")
 
 
 def test_an_invalid_kernel():

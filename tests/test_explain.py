@@ -74,7 +74,7 @@ def test_kernels_and_tiles_can_be_told(monkeypatch, precision):
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "persistent")
     assert gatedrnn.explain(gru, x[:2], **H200).count("persistent, 64 units") == 2
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "square")
-    with pytest.raises(RuntimeError, match="must be step, persistent or grid, not square"):
+    with pytest.raises(RuntimeError, match="step, persistent, grid or wavefront, not square"):
         gatedrnn.explain(gru, x, **H200)
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "grid")
     held = "persistent, 128 units held by groups of 8 blocks of the grid, each with 8 sequences"
@@ -86,6 +86,30 @@ def test_kernels_and_tiles_can_be_told(monkeypatch, precision):
     monkeypatch.setenv("GATEDRNN_CUDA_TILE", "huge")
     with pytest.raises(RuntimeError, match="GATEDRNN_CUDA_TILE must be narrow or wide, not huge"):
         gatedrnn.explain(gru, x, **H200)
+
+
+def test_layers_at_the_same_time(monkeypatch, precision):
+    precision("tf32")
+    lstm, x = gatedrnn.LSTM(5, 64, num_layers=3, dropout=0.1).eval(), torch.zeros(90, 4, 5)
+    text = gatedrnn.explain(lstm, x, **H200)
+    assert "all layers: CUDA wavefront kernel, one launch forward" in text
+    assert text.count("forward: ") == 1 and text.count("backward: ") == 3
+    assert "wavefront, 64 units held by clusters of 1, each with 8 sequences" in text
+    assert "    forward predicted, not measured, to be fastest" in text
+    assert "wavefront" not in gatedrnn.explain(lstm.train(), x, **H200)
+    lstm.dropout = 0.0
+    lstm.recompute = True
+    assert "wavefront" not in gatedrnn.explain(lstm, x, **H200)
+    lstm.recompute = False
+    assert "wavefront" not in gatedrnn.explain(lstm, pack_sequence([x[:, 0]]), **H200)
+    assert "wavefront" not in gatedrnn.explain(lstm, x.double(), **H200)
+    wide = gatedrnn.GRU(5, 256, 2)
+    assert "wavefront" not in gatedrnn.explain(wide, torch.zeros(90, 1024, 5), **H200)
+    for other in (gatedrnn.GRU(5, 64, 2, bidirectional=True), gatedrnn.LSTM(5, 64, 2, proj_size=8)):
+        assert "wavefront" not in gatedrnn.explain(other, x, **H200)
+    monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
+    assert "forward asked for by the environment" in gatedrnn.explain(lstm, x, **H200)
+    assert "wavefront" not in gatedrnn.explain(gatedrnn.LSTM(5, 64), x, **H200)
 
 
 def test_why_a_kernel_is_chosen(monkeypatch, precision):

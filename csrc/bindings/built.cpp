@@ -42,16 +42,21 @@ std::string cpu_cell_plan(int64_t B, int64_t I, int64_t H, int64_t gates, int64_
   return text.str();
 }
 
-// `device`: what it answers is asked; -1: a GPU that need not be there.
-std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
-                      int64_t directions, ScalarType type, bool tf32, bool packed,
-                      int64_t architecture, int64_t multiprocessors, int64_t device) {
+// What `device` answers; -1: a GPU that need not be there.
+CudaDevice device_of(int64_t architecture, int64_t multiprocessors, int64_t device) {
   CudaDevice asked{int(architecture), int(multiprocessors), {}};
 #ifdef GATEDRNN_CUDA
   if (device >= 0) expect(!use_cuda_device(int(device), &asked), "no such device: ", device);
 #else
   expect(device < 0, "built without CUDA");
 #endif
+  return asked;
+}
+
+std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t gates,
+                      int64_t directions, ScalarType type, bool tf32, bool packed,
+                      int64_t architecture, int64_t multiprocessors, int64_t device) {
+  const CudaDevice asked = device_of(architecture, multiprocessors, device);
   const CudaPlan p =
       cuda_plan_of({T, B, I, H, P, int(gates), int(directions), type_of(type), tf32, packed,
                     asked.architecture, asked.multiprocessors, asked.clusters});
@@ -68,6 +73,20 @@ std::string cuda_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int
   return text.str();
 }
 
+std::string cuda_stack_plan(int64_t T, int64_t B, int64_t I, int64_t H, int64_t gates,
+                            int64_t layers, ScalarType type, bool tf32, int64_t architecture,
+                            int64_t multiprocessors, int64_t device) {
+  const CudaDevice asked = device_of(architecture, multiprocessors, device);
+  const auto [p, reason] =
+      cuda_stack_plan_of({T, B, I, H, H, int(gates), 1, type_of(type), tf32, false,
+                          asked.architecture, asked.multiprocessors, asked.clusters},
+                         int(layers));
+  std::ostringstream text;
+  text << "units=" << p.units << " cluster=" << p.cluster << " sequences=" << p.sequences
+       << " reason=" << name_of(reason);
+  return text.str();
+}
+
 }  // namespace
 }  // namespace gatedrnn
 
@@ -81,6 +100,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gatedrnn, m) {
   m.def(
       "cuda_plan(int T, int B, int I, int H, int P, int gates, int directions, ScalarType dtype, "
       "bool tf32, bool packed, int architecture, int multiprocessors, int device) -> str");
+  m.def(
+      "cuda_stack_plan(int T, int B, int I, int H, int gates, int layers, ScalarType dtype, "
+      "bool tf32, int architecture, int multiprocessors, int device) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
@@ -89,4 +111,5 @@ STABLE_TORCH_LIBRARY_IMPL(gatedrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_plan", TORCH_BOX(&gatedrnn::cpu_plan));
   m.impl("cpu_cell_plan", TORCH_BOX(&gatedrnn::cpu_cell_plan));
   m.impl("cuda_plan", TORCH_BOX(&gatedrnn::cuda_plan));
+  m.impl("cuda_stack_plan", TORCH_BOX(&gatedrnn::cuda_stack_plan));
 }

@@ -22,6 +22,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(GATEDRNN_OPS, m) {
   // On CUDA, where lengths of padded sequences, on the device, are taken by some kernels only:
   // whether both passes of such a layer have them.
   m.def("takes_lengths(Tensor x, Tensor h0, int gates, bool tf32) -> bool");
+  // On CUDA: layers of one direction in one launch, h0 and c0 (L, B, H), the others' lists layer by
+  // layer; and whether the plan wants that.
+  m.def(
+      "gru_stack_forward(Tensor x, Tensor h0, Tensor[] weights, bool bias, bool train, "
+      "bool tf32) -> (Tensor[] y, Tensor[] hn, Tensor[] gates)");
+  m.def(
+      "lstm_stack_forward(Tensor x, Tensor h0, Tensor c0, Tensor[] weights, bool bias, bool train, "
+      "bool tf32) -> (Tensor[] y, Tensor[] hn, Tensor[] cn, Tensor[] gates, Tensor[] c)");
+  m.def("takes_stack(Tensor x, Tensor h0, int gates, bool tf32) -> bool");
   // On the CPU: with some of the gates, of which backward rebuilds the others; with the cell states
   // of all steps, and their gradients.
   m.def(

@@ -165,7 +165,7 @@ Uneven uneven_of(const Arrays& a, const Sizes& sizes) {
 
 template <class Real>
 CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& direction,
-                             const CudaPlan& plan) {
+                             const CudaPlan& plan, int matrices = 1) {
   CudaForward<Real> p{};
   static_cast<Sizes&>(p) = direction.sizes;
   p.cell = cell;
@@ -187,7 +187,7 @@ CudaForward<Real> forward_of(Cell cell, const py::dict& d, const Direction& dire
   a.rows(p.c, "c", H);
   a.flat(p.carry, "carry", B * H);
   a.rows(p.hidden, "hidden", H);
-  a.flat(p.packed, "packed", scratch_size(int(G), plan, B, true));
+  a.flat(p.packed, "packed", matrices * scratch_size(int(G), plan, B, true));
   p.uneven = uneven_of(a, p);
   return p;
 }
@@ -255,6 +255,24 @@ void layer_backward(const std::string& cell, const std::vector<py::dict>& direct
 }
 
 template <class Real>
+void stack_forward(const std::string& cell, const std::vector<py::dict>& layers,
+                   const std::string& product, const std::vector<int>& persistent,
+                   const py::dict& arrays) {
+  const CudaPlan plan = plan_of(product, "narrow", persistent);
+  const PersistentPlan& walk = plan.persistent_forward;
+  const std::vector<Direction> sizes(layers.begin(), layers.end());
+  std::vector<CudaForward<Real>> p;
+  for (size_t l = 0; l < layers.size(); ++l)
+    p.push_back(forward_of<Real>(cell_of(cell), layers[l], sizes[l], plan, 2));
+  float* exchange = nullptr;
+  const int64_t T = p[0].T, B = p[0].B;
+  Arrays(arrays, nullptr)
+      .flat(exchange, "exchange",
+            stack_exchange_size(walk.units, walk.sequences, int(p.size()), T, B));
+  check(stack_forward_cuda(walk, p.data(), int(p.size()), exchange, nullptr));
+}
+
+template <class Real>
 void cell_forward(const std::string& cell, int64_t B, int64_t H, const py::dict& arrays) {
   CudaCellForward<Real> p{};
   p.cell = cell_of(cell);
@@ -300,6 +318,9 @@ void define(py::module_& m, const char* type) {
         arg("product"), arg("tile"), arg("persistent") = std::vector<int>());
   m.def(("layer_backward" + of).c_str(), &layer_backward<Real>, arg("cell"), arg("directions"),
         arg("product"), arg("tile"), arg("persistent") = std::vector<int>());
+  if constexpr (!std::is_same_v<Real, double>)
+    m.def(("stack_forward" + of).c_str(), &stack_forward<Real>, arg("cell"), arg("layers"),
+          arg("product"), arg("persistent"), arg("arrays"));
   m.def(("cell_forward" + of).c_str(), &cell_forward<Real>, arg("cell"), arg("B"), arg("H"),
         arg("arrays"));
   m.def(("cell_backward" + of).c_str(), &cell_backward<Real>, arg("cell"), arg("B"), arg("H"),
@@ -317,7 +338,8 @@ KernelChoice kernel_choice(const std::string& name) {
   return named<KernelChoice>(name, {{"any", KernelChoice::any},
                                     {"step", KernelChoice::step},
                                     {"persistent", KernelChoice::persistent},
-                                    {"grid", KernelChoice::grid}});
+                                    {"grid", KernelChoice::grid},
+                                    {"wavefront", KernelChoice::wavefront}});
 }
 
 // Each a tuple in the order of Measurement's members.
@@ -328,8 +350,8 @@ std::vector<Measurement> measured_of(const py::list& rows) {
     const auto number = [&](int k) { return at[size_t(k)].cast<int64_t>(); };
     found.push_back({int(number(0)), int(number(1)), int(number(2)),
                      type_of(at[3].cast<std::string>()), at[4].cast<bool>(), at[5].cast<bool>(),
-                     number(6), number(7), number(8), kernel_choice(at[9].cast<std::string>()),
-                     at[10].cast<double>()});
+                     int(number(6)), number(7), number(8), number(9),
+                     kernel_choice(at[10].cast<std::string>()), at[11].cast<double>()});
   }
   return found;
 }
@@ -377,6 +399,28 @@ PYBIND11_MODULE(gatedrnn_cuda_kernels, m) {
         return scratch_size(gates, plan_of(product, "wide", persistent), B, forward);
       },
       arg("product"), arg("gates"), arg("persistent"), arg("B"), arg("forward"));
+  m.def(
+      "stack_exchange_size",
+      [](const std::vector<int>& persistent, int layers, int64_t T, int64_t B) {
+        return stack_exchange_size(persistent[0], persistent[2], layers, T, B);
+      },
+      arg("persistent"), arg("layers"), arg("T"), arg("B"));
+  m.def(
+      "plan_stack",
+      [](int64_t T, int64_t B, int64_t I, int64_t H, int gates, int layers, const std::string& type,
+         bool tf32, int architecture, int multiprocessors, const std::vector<int>& clusters,
+         const std::string& kernels, const py::list& measurements) {
+        CudaProblem problem{
+            T, B, I, H, H, gates, 1, type_of(type), tf32, false, architecture, multiprocessors, {}};
+        std::copy(clusters.begin(), clusters.end(), problem.clusters.fit);
+        problem.kernels = kernel_choice(kernels);
+        const std::vector<Measurement> measured = measured_of(measurements);
+        const auto [p, reason] = plan_stack_measured(problem, layers, measured);
+        return std::pair(std::vector<int>{p.units, p.cluster, p.sequences}, name_of(reason));
+      },
+      arg("T"), arg("B"), arg("I"), arg("H"), arg("gates"), arg("layers"), arg("type"), arg("tf32"),
+      arg("architecture"), arg("multiprocessors"), arg("clusters") = std::vector<int>(),
+      arg("kernels") = "any", arg("measurements") = py::list());
   m.def("launches", &cuda_launches);
   m.def("set_schedule", &cuda_emulator::set_schedule, arg("order"), arg("seed"));
   m.def("set_multiprocessors", &cuda_emulator::set_multiprocessors, arg("count"));

@@ -2,8 +2,10 @@
 // torch's dtypes, and with what the environment insists on.
 #pragma once
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
+#include <utility>
 
 #include "../measured.h"
 #include "torch.h"
@@ -43,27 +45,41 @@ inline const char* name_of(Reason reason) {
 
 inline const char* name_of(Tile tile) { return tile == Tile::narrow ? "narrow" : "wide"; }
 
-// For experiments: GATEDRNN_CUDA_KERNEL=step, persistent or grid, the latter two wherever there is
+// For experiments: GATEDRNN_CUDA_KERNEL=step, or persistent, grid or wavefront wherever there is
 // one; GATEDRNN_CUDA_TILE=narrow or wide, step kernels of that tile. GATEDRNN_CUDA_TF32=real: where
 // torch lets float32 be rounded to TF32, that and not scaled float16, which is the default.
-inline CudaPlan cuda_plan_of(CudaProblem problem) {
-  const char* kernel = std::getenv("GATEDRNN_CUDA_KERNEL");
-  const char* tile = std::getenv("GATEDRNN_CUDA_TILE");
-  const bool step = tile || (kernel && std::string_view(kernel) == "step");
-  const bool grid = kernel && std::string_view(kernel) == "grid";
-  expect(!kernel || step || grid || std::string_view(kernel) == "persistent",
-         "GATEDRNN_CUDA_KERNEL must be step, persistent or grid, not ", kernel ? kernel : "");
-  if (step || kernel)
-    problem.kernels = step   ? KernelChoice::step
-                      : grid ? KernelChoice::grid
-                             : KernelChoice::persistent;
+inline CudaProblem as_asked(CudaProblem problem) {
+  if (const char* kernel = std::getenv("GATEDRNN_CUDA_KERNEL")) {
+    constexpr std::pair<std::string_view, KernelChoice> choices[] = {
+        {"step", KernelChoice::step},
+        {"persistent", KernelChoice::persistent},
+        {"grid", KernelChoice::grid},
+        {"wavefront", KernelChoice::wavefront}};
+    const auto* found = std::find_if(std::begin(choices), std::end(choices),
+                                     [&](const auto& choice) { return choice.first == kernel; });
+    expect(found != std::end(choices),
+           "GATEDRNN_CUDA_KERNEL must be step, persistent, grid or wavefront, not ", kernel);
+    problem.kernels = found->second;
+  }
+  if (std::getenv("GATEDRNN_CUDA_TILE")) problem.kernels = KernelChoice::step;
   if (const char* tf32 = std::getenv("GATEDRNN_CUDA_TF32")) {
     problem.real_tf32 = std::string_view(tf32) == "real";
     expect(problem.real_tf32 || std::string_view(tf32) == "scaled",
            "GATEDRNN_CUDA_TF32 must be real or scaled, not ", tf32);
   }
+  return problem;
+}
+
+inline StackPlan cuda_stack_plan_of(const CudaProblem& problem, int layers) {
+  return plan_stack_measured(as_asked(problem), layers);
+}
+
+inline CudaPlan cuda_plan_of(CudaProblem problem) {
+  const KernelChoice own = problem.kernels;
+  problem = as_asked(problem);
+  if (problem.kernels == KernelChoice::wavefront) problem.kernels = own;
   CudaPlan plan = plan_cuda_measured(problem);
-  if (tile) {
+  if (const char* tile = std::getenv("GATEDRNN_CUDA_TILE")) {
     const bool narrow = std::string_view(tile) == "narrow";
     expect(narrow || std::string_view(tile) == "wide",
            "GATEDRNN_CUDA_TILE must be narrow or wide, not ", tile);

@@ -354,6 +354,11 @@ __device__ __forceinline__ void load_relaxed_words(uint32_t (&word)[4], const vo
                : "memory");
 }
 
+__device__ __forceinline__ void store_relaxed_word(void* to, uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(__cvta_generic_to_global(to)), "r"(word)
+               : "memory");
+}
+
 __device__ __forceinline__ void store_relaxed_pair(void* to, uint32_t low, uint32_t high) {
   asm volatile(
       "{ .reg .b64 both; mov.b64 both, {%1, %2}; st.relaxed.gpu.global.b64 [%0], both; }" ::"l"(

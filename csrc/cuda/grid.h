@@ -22,6 +22,7 @@
 #pragma once
 
 #include "../grid.h"
+#include "exchange.h"
 #include "persistent.h"
 
 namespace gatedrnn::cuda {
@@ -85,30 +86,6 @@ class GridWeights {
   Fragment held_[kHeld][G];
   Fragment* const more_;
 };
-
-// Reads `count` arrays of 16 bytes a lane, in order, some ahead; use(i, fragment) once none of a
-// warp's i-th is stale. `count` is the whole warp's.
-template <class Load, class Stale, class Use>
-__device__ inline void read_all(const Fragment* from, int count, Load load, Stale stale, Use use) {
-  constexpr int kAhead = 6;
-  Fragment window[kAhead];
-#pragma unroll
-  for (int a = 0; a < kAhead; ++a)
-    if (a < count) load(window[a].word, from + a * 32);
-#pragma unroll
-  for (int i = 0; i < GridShape::kTilesOfWarp; ++i) {
-    if (i == count) break;
-    while (__any_sync(~0u, stale(window[i % kAhead].word))) {
-      look_again();
-#pragma unroll
-      for (int a = 0; a < kAhead; ++a)
-        if (i + a < count) load(window[(i + a) % kAhead].word, from + (i + a) * 32);
-    }
-    const Fragment fragment = window[i % kAhead];
-    if (i + kAhead < count) load(window[i % kAhead].word, from + (i + kAhead) * 32);
-    use(i, fragment);
-  }
-}
 
 constexpr int kSeedThreads = 256;
 

@@ -166,7 +166,7 @@ class GridBackwardWalk {
   __device__ void receive(int64_t k, int tile) const {
     const uint32_t marked = mark(k - 1);
     float sums[4] = {};
-    read_all(
+    read_all<GridShape::kTilesOfWarp>(
         given(k - 1, tile, place_.rank, place_.warp * place_.share()), place_.share(),
         [](uint32_t (&word)[4], const Fragment* from) { load_relaxed_words(word, from); },
         [&](const uint32_t (&word)[4]) {

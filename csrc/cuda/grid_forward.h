@@ -131,7 +131,7 @@ class GridForwardWalk {
   __device__ void multiply_state(int64_t k, int tile, int parity) const {
     const uint32_t mark = uint32_t(k + 1);
     float all[G][4] = {};
-    read_all(
+    read_all<GridShape::kTilesOfWarp>(
         given(k, tile, place_.warp * place_.share()) + place_.lane, place_.share(),
         [](uint32_t (&word)[4], const Fragment* from) { load_relaxed_pairs(word, from); },
         [&](const uint32_t (&word)[4]) { return word[1] != mark || word[3] != mark; },

@@ -80,7 +80,8 @@ int grid_forward_with(const PersistentPlan& plan, const CudaForward<Real>* p, in
   Seeds<Real> seeds = {};
   Directions<PersistentForward<Real>> each = {};
   Directions<GridForward<Real>> walks = {};
-  describe(GridShape::packing(kCell, plan.units), tiles, {}, p, count, packs, each);
+  describe(GridShape::packing(kCell, plan.units), tiles, {}, p, count, packs.matrix,
+           each.direction);
   for (int d = 0; d < count; ++d) {
     Fragment* exchange = exchange_of(p[d].packed, G, plan);
     walks.direction[d] = {each.direction[d], plan.units, exchange};
@@ -103,7 +104,8 @@ int grid_backward_with(const PersistentPlan& plan, const CudaBackward<Real>* p, 
   Seeds<Real> seeds = {};
   Directions<PersistentBackward<Real>> each = {};
   Directions<GridBackward<Real>> walks = {};
-  describe(GridShape::packing(kCell, plan.units), tiles, {}, p, count, packs, each);
+  describe(GridShape::packing(kCell, plan.units), tiles, {}, p, count, packs.matrix,
+           each.direction);
   for (int d = 0; d < count; ++d) {
     Fragment* exchange = exchange_of(p[d].packed, G, plan);
     walks.direction[d] = {each.direction[d], plan.units, exchange};

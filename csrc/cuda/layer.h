@@ -100,6 +100,14 @@ template <class Real>
 int layer_backward_cuda(const CudaPlan& plan, const CudaBackward<Real>* directions, int count,
                         void* stream);
 
+// Layers of one direction in one launch, each a step behind the one below, whose y is its x; the
+// first one's input is projected. `plan` is a wavefront's, `count` at most kMostStacked. Each
+// layer's `packed` has twice packed_size floats, `exchange` stack_exchange_size, at multiples of 16
+// bytes.
+template <class Real>
+int stack_forward_cuda(const PersistentPlan& plan, const CudaForward<Real>* layers, int count,
+                       float* exchange, void* stream);
+
 // Zeros for every row (T, B) of so many bytes, 2 or a multiple of it, that lies beyond its
 // sequence's length.
 int zero_padding_cuda(void* rows, int64_t bytes, int64_t T, int64_t B, const int64_t* lengths,

@@ -125,9 +125,10 @@ struct Strided {
   __device__ Real* at(int64_t t, int64_t b) const { return data + t * step + b * row; }
 };
 
-template <Cell kCell, int kUnits, int kGroups, int kSplit, int kPartsOfOperand>
+template <Cell kCell, int kUnits, int kGroups, int kSplit, int kPartsOfOperand, bool kStacked>
 struct Persistent {
-  static constexpr PersistentShape kShape{kCell, kUnits, kGroups, kSplit, kPartsOfOperand};
+  static constexpr PersistentShape kShape{kCell,  kUnits,          kGroups,
+                                          kSplit, kPartsOfOperand, kStacked};
   static constexpr Cell cell = kCell;
   static constexpr int kParts = kPartsOfOperand;
   using Gate = std::conditional_t<kParts == 1, Fast, float>;
@@ -154,11 +155,11 @@ struct Place {
   const int tiles;          // of the cluster's, that are not empty
 
   template <class Params>
-  __device__ explicit Place(const Params& p)
+  __device__ explicit Place(const Params& p, int cluster = int(blockIdx.x) / Shape::kCluster)
       : unit(int(rank) * kShape.owned() + own_unit()),
         access{p.aligned, int(max(int64_t(0), min(int64_t(2), p.H - unit)))},
         batch(int(p.B)),
-        batch0(int(blockIdx.x) / Shape::kCluster * p.tiles * Shape::kColumns),
+        batch0(cluster * p.tiles * Shape::kColumns),
         tiles(min(p.tiles, (batch - batch0 + Shape::kColumns - 1) / Shape::kColumns)) {}
 
   // Of the two units, within the block.

@@ -138,10 +138,11 @@ class ForwardWalk {
   using Operand = OperandOf<Real>;
   static constexpr PersistentShape kShape = Shape::kShape;
   static constexpr int G = Shape::G, N = Shape::N, kItems = Shape::kItems;
-  static constexpr int kTilesOfK = kShape.units / 16 / kShape.split, kParts = Shape::kParts;
+  static constexpr int kTilesOfK = kShape.depth() / 16 / kShape.split, kParts = Shape::kParts;
 
-  __device__ ForwardWalk(const PersistentForward<Real>& p, unsigned char* shared)
-      : p_(p), memory_{shared}, place_(p) {
+  __device__ ForwardWalk(const PersistentForward<Real>& p, unsigned char* shared,
+                         int cluster = int(blockIdx.x) / Shape::kCluster)
+      : p_(p), memory_{shared}, place_(p, cluster) {
     const int warps = int(place_.rank) * Shape::kWarps + place_.warp;
     const Fragment* from = p.weights + int64_t(warps) * G * kTilesOfK * 32 + place_.lane;
 #pragma unroll
@@ -171,14 +172,21 @@ class ForwardWalk {
                      project(slot);
                    }
                    if (k > 0) await_state(k, tile);
+                   Sums all = {};
+                   multiply_state(int(k % 2), tile, place_.part, all);
                    Two<float> sums[kItems][G];
-                   multiply_state(int(k % 2), tile, slot % 2, sums);
+                   add_up(slot % 2, all, sums);
                    wait_copies<kSlots - 1>();
-                   finish(k, tile, projects() ? 0 : slot, sums);
+                   const int from = projects() ? 0 : slot;
+                   finish(
+                       k, tile, sums, [&](int j, int g) { return *memory_.projected(from, j, g); },
+                       [](const auto&) {});
                  });
   }
 
- private:
+ protected:
+  using Sums = float[G][N][kParts][4];  // of a warp's part of k
+
   // Operands in parts leave no registers for it.
   __device__ bool projects() const { return std::is_same_v<Real, float> && kParts == 1 && p_.I; }
   // Calls body with whether sequences have lengths of their own.
@@ -311,12 +319,10 @@ class ForwardWalk {
       __syncthreads();
   }
 
-  // The recurrent sums of this thread's items.
-  __device__ void multiply_state(int buffer, int tile, int parity,
-                                 Two<float> (&sums)[kItems][G]) const {
-    float all[G][N][kParts][4] = {};
+  // Adds the products of the states' `part` of k.
+  __device__ void multiply_state(int buffer, int tile, int part, Sums& all) const {
     const unsigned char* from = memory_.state(buffer, tile, place_.lane % 8) +
-                                place_.part * kTilesOfK * 32 +
+                                part * kTilesOfK * 32 +
                                 matrix_of<kParts>(place_.lane, 2 * kShape.units);
 #pragma unroll
     for (int k = 0; k < kTilesOfK; k += 2 / kParts)
@@ -330,6 +336,10 @@ class ForwardWalk {
           for (int g = 0; g < G; ++g)
             multiply_parts<Operand>(all[g][n], weights_[g][k + half], columns + 2 * half);
       }
+  }
+
+  // The recurrent sums of this thread's items.
+  __device__ void add_up(int parity, const Sums& all, Two<float> (&sums)[kItems][G]) const {
     if constexpr (kShape.split == 1) {
 #pragma unroll
       for (int j = 0; j < kItems; ++j)
@@ -337,40 +347,52 @@ class ForwardWalk {
         for (int g = 0; g < G; ++g)
           sums[j][g] = {whole_sum(all[g][0], j), whole_sum(all[g][0], 2 + j)};
     } else {
+      share(parity, all);
 #pragma unroll
-      for (int item = 0; item < 2 * N; ++item)
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-          *memory_.partial(parity, place_.warp, item, g) = {
-              whole_sum(all[g][item / 2], item % 2), whole_sum(all[g][item / 2], 2 + item % 2)};
-      group_sync(place_.group, 32 * kShape.split);
-      static_assert(kItems == 1);
-#pragma unroll
-      for (int g = 0; g < G; ++g) {
-        sums[0][g] = {};
-#pragma unroll
-        for (int part = 0; part < kShape.split; ++part) {
-          const Two<float> two =
-              *memory_.partial(parity, place_.group * kShape.split + part, place_.part, g);
-          sums[0][g] = {sums[0][g].of[0] + two.of[0], sums[0][g].of[1] + two.of[1]};
-        }
-      }
+      for (int g = 0; g < G; ++g) sums[0][g] = shared_sum(parity, g, 0, kShape.split);
     }
+  }
+
+  // Leaves this warp's sums for its group, and meets it.
+  __device__ void share(int parity, const Sums& all) const {
+#pragma unroll
+    for (int item = 0; item < 2 * N; ++item)
+#pragma unroll
+      for (int g = 0; g < G; ++g)
+        *memory_.partial(parity, place_.warp, item, g) = {
+            whole_sum(all[g][item / 2], item % 2), whole_sum(all[g][item / 2], 2 + item % 2)};
+    group_sync(place_.group, 32 * kShape.split);
+  }
+
+  // Of the group's warps from `first` to before `end`, for this thread's item.
+  __device__ Two<float> shared_sum(int parity, int g, int first, int end) const {
+    static_assert(kItems == 1);
+    Two<float> sum = {};
+#pragma unroll
+    for (int part = first; part < end; ++part) {
+      const Two<float> two =
+          *memory_.partial(parity, place_.group * kShape.split + part, place_.part, g);
+      sum = {sum.of[0] + two.of[0], sum.of[1] + two.of[1]};
+    }
+    return sum;
   }
 
   __device__ Two<float> constant(int which) const {
     return *reinterpret_cast<const Two<float>*>(memory_.constants(which, place_.own_unit()));
   }
 
-  // From sums to gates and states; sends the states before anything is stored.
-  __device__ void finish(int64_t k, int tile, int slot, Two<float> (&sums)[kItems][G]) const {
+  // From sums, and input(j, g), the input's products, to gates and states; these are sent, and
+  // given to give(), before anything is stored.
+  template <class Input, class Give>
+  __device__ void finish(int64_t k, int tile, Two<float> (&sums)[kItems][G], Input input,
+                         Give give) const {
     Two<float> h[kItems], c[kItems];
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
       Two<float> x[G];
 #pragma unroll
       for (int g = 0; g < G; ++g) {
-        x[g] = *memory_.projected(slot, j, g);
+        x[g] = input(j, g);
         const Two<float> bias = constant(g);
         x[g] = {x[g].of[0] + bias.of[0], x[g].of[1] + bias.of[1]};
         if (std::is_same_v<Real, float>) {
@@ -384,6 +406,7 @@ class ForwardWalk {
       *carried = Shape::cell == Cell::gru ? h[j] : c[j];
     }
     if (k + 1 < steps()) send(int((k + 1) % 2), tile, h);
+    give(h);
     with_lengths([&]<bool kRagged>() {
 #pragma unroll
       for (int j = 0; j < kItems; ++j) store(spot<kRagged>(k, tile, j), sums[j], h[j], c[j]);

@@ -1,6 +1,5 @@
-// What float16 cannot hold. In persistent_forward_kernel float32's states are operands of float16:
-// a state beyond its range can only come from h0, since h(t) lies between h(t - 1) and a number
-// below
+// What float16 cannot hold. In the persistent kernels float32's states are operands of float16: a
+// state beyond its range can only come from h0, since h(t) lies between h(t - 1) and a number below
 // 1. A sequence that begins so is walked once more, in float32, by one block; what that leaves
 // replaces what the persistent kernel has made of it. The blocks of all others return at once.
 #pragma once
@@ -42,20 +41,24 @@ inline __device__ StepForward<float> step_of(const PersistentForward<float>& p, 
   return s;
 }
 
-template <Cell kCell>
-__global__ void __launch_bounds__(kGuardThreads)
-    guarded_forward_kernel(const __grid_constant__ Directions<PersistentForward<float>> all) {
-  constexpr int G = kGates<kCell>;
+// Whether the block's sequence b begins with such a state.
+__device__ inline bool begins_outside(const PersistentForward<float>& p, int64_t b) {
   GATEDRNN_SHARED(int, outside, 1);
-  GATEDRNN_SHARED(float, projected, G* kMostUnits);
-  const auto& p = all.direction[blockIdx.y];
-  const int64_t b = blockIdx.x, H = p.H, steps = p.lengths.steps(b, p.T);
   if (threadIdx.x == 0) outside[0] = 0;
   __syncthreads();
-  for (int64_t u = threadIdx.x; u < H; u += kGuardThreads)
-    if (!(fabsf(p.h0[b * H + u]) <= kOperandLimit)) atomicExch(outside, 1);
+  for (int64_t u = threadIdx.x; u < p.H; u += kGuardThreads)
+    if (!(fabsf(p.h0[b * p.H + u]) <= kOperandLimit)) atomicExch(outside, 1);
   __syncthreads();
-  if (!outside[0]) return;
+  const bool found = outside[0];
+  __syncthreads();  // it is asked again
+  return found;
+}
+
+template <Cell kCell>
+__device__ inline void walk_in_float32(const PersistentForward<float>& p, int64_t b) {
+  constexpr int G = kGates<kCell>;
+  GATEDRNN_SHARED(float, projected, G* kMostUnits);
+  const int64_t H = p.H, steps = p.lengths.steps(b, p.T);
   const int lane = int(threadIdx.x) % 32;
 #pragma unroll 1
   for (int64_t k = 0; k < steps; ++k) {
@@ -92,6 +95,30 @@ __global__ void __launch_bounds__(kGuardThreads)
         finish_lstm(sums, s, Access{false, 1}, b, u);
     }
     __syncthreads();  // the next step's products are of all units
+  }
+}
+
+template <Cell kCell>
+__global__ void __launch_bounds__(kGuardThreads)
+    guarded_forward_kernel(const __grid_constant__ Directions<PersistentForward<float>> all) {
+  const auto& p = all.direction[blockIdx.y];
+  if (begins_outside(p, blockIdx.x)) walk_in_float32<kCell>(p, blockIdx.x);
+}
+
+struct StackedWalks {
+  PersistentForward<float> layer[kMostStacked];
+  int count;
+};
+
+// A layer whose input may lie outside is walked so too.
+template <Cell kCell>
+__global__ void __launch_bounds__(kGuardThreads)
+    guarded_stack_kernel(const __grid_constant__ StackedWalks all) {
+  bool outside = false;
+#pragma unroll 1
+  for (int l = 0; l < all.count; ++l) {
+    outside = begins_outside(all.layer[l], blockIdx.x) || outside;
+    if (outside) walk_in_float32<kCell>(all.layer[l], blockIdx.x);
   }
 }
 

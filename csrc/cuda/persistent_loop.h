@@ -49,8 +49,8 @@ int with_shape(Cell cell, const PersistentPlan& plan, Visit visit) {
     int error = cudaErrorInvalidValue;
     const auto try_one = [&]<PersistentShape kShape>() {
       if (cell == kShape.cell && plan.units == kShape.units && plan.cluster == kShape.cluster())
-        error = visit.template operator()<
-            Persistent<kShape.cell, kShape.units, kShape.groups, kShape.split, kShape.parts>>();
+        error = visit.template operator()<Persistent<kShape.cell, kShape.units, kShape.groups,
+                                                     kShape.split, kShape.parts, kShape.stacked>>();
     };
     (try_one.template operator()<kShapes[I]>(), ...);
     return error;
@@ -116,7 +116,7 @@ int columns_of(const PersistentShape& shape, int tiles, const Direction& p) {
 struct PackedWeights {
   PackedWeights(const PersistentShape& shape, float* packed, bool scaled)
       : fragments(reinterpret_cast<Fragment*>(packed)),
-        size(int64_t(shape.gates()) * shape.units * shape.units / 8),
+        size(int64_t(shape.gates()) * shape.units * shape.depth() / 8),
         unscale(scaled ? packed + 4 * shape.parts * size : nullptr) {}
 
   Fragment* fragments;
@@ -127,8 +127,8 @@ struct PackedWeights {
 // What the kernels are told.
 template <class Real>
 void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
-              const CudaForward<Real>* p, int count, Packs<Real>& packs,
-              Directions<PersistentForward<Real>>& walks) {
+              const CudaForward<Real>* p, int count, Pack<Real>* packs,
+              PersistentForward<Real>* walks) {
   constexpr bool kScaled = std::is_same_v<Real, float>;
   Alignment all;
   for (int d = 0; d < count; ++d) {
@@ -137,10 +137,22 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
   }
   for (int d = 0; d < count; ++d) {
     const PackedWeights packed(shape, p[d].packed, kScaled);
-    packs.direction[d] = {p[d].w_hh, packed.fragments, packed.unscale, p[d].H, p[d].H,
-                          1,         shape.units,      shape.gates(),  1,      shape.split,
-                          0,         shape.parts,      packed.size};
-    PersistentForward<Real>& w = walks.direction[d];
+    packs[d] = {p[d].w_hh,
+                packed.fragments,
+                packed.unscale,
+                p[d].H,
+                p[d].H,
+                1,
+                shape.units,
+                shape.gates(),
+                1,
+                shape.split,
+                0,
+                shape.parts,
+                packed.size,
+                shape.depth(),
+                shape.depth() - shape.units};
+    PersistentForward<Real>& w = walks[d];
     w.T = p[d].T;
     w.B = p[d].B;
     w.H = p[d].H;
@@ -180,7 +192,7 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
   if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
   Packs<Real> packs = {};
   Directions<PersistentForward<Real>> walks = {};
-  describe(kShape, tiles, lengths, p, count, packs, walks);
+  describe(kShape, tiles, lengths, p, count, packs.matrix, walks.direction);
   int error = launch_walk<Shape, Real>(persistent_forward_kernel<Real, Shape>, packs, walks, plan,
                                        count, shared + input, stream);
   if constexpr (std::is_same_v<Real, float>)
@@ -190,8 +202,8 @@ int persistent_forward_with(const PersistentPlan& plan, const CudaForward<Real>*
 
 template <class Real>
 void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
-              const CudaBackward<Real>* p, int count, Packs<Real>& packs,
-              Directions<PersistentBackward<Real>>& walks) {
+              const CudaBackward<Real>* p, int count, Pack<Real>* packs,
+              PersistentBackward<Real>* walks) {
   constexpr bool kScaled = std::is_same_v<OperandOf<Real>, Half>;
   Alignment all;
   for (int d = 0; d < count; ++d) {
@@ -202,20 +214,22 @@ void describe(const PersistentShape& shape, int tiles, const Lengths& lengths,
   }
   for (int d = 0; d < count; ++d) {
     const PackedWeights packed(shape, p[d].packed, kScaled);
-    packs.direction[d] = {p[d].w_hh,
-                          packed.fragments,
-                          packed.unscale,
-                          p[d].H,
-                          1,
-                          p[d].H,
-                          shape.units,
-                          1,
-                          shape.gates(),
-                          0,
-                          shape.groups,
-                          shape.parts,
-                          packed.size};
-    PersistentBackward<Real>& w = walks.direction[d];
+    packs[d] = {p[d].w_hh,
+                packed.fragments,
+                packed.unscale,
+                p[d].H,
+                1,
+                p[d].H,
+                shape.units,
+                1,
+                shape.gates(),
+                0,
+                shape.groups,
+                shape.parts,
+                packed.size,
+                0,
+                0};
+    PersistentBackward<Real>& w = walks[d];
     w.T = p[d].T;
     w.B = p[d].B;
     w.H = p[d].H;
@@ -253,7 +267,7 @@ int persistent_backward_with(const PersistentPlan& plan, const CudaBackward<Real
   if (const int error = lengths_of<Real>(p[0], &lengths, stream)) return error;
   Packs<Real> packs = {};
   Directions<PersistentBackward<Real>> walks = {};
-  describe(kShape, tiles, lengths, p, count, packs, walks);
+  describe(kShape, tiles, lengths, p, count, packs.matrix, walks.direction);
   return launch_walk<Shape, Real>(persistent_backward_kernel<Real, Shape>, packs, walks, plan,
                                   count, shared, stream);
 }

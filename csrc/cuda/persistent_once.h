@@ -9,7 +9,7 @@ namespace gatedrnn::cuda {
 
 template <class Real>
 int pack_weights(const Packs<Real>& packs, int count, void* stream) {
-  const Pack<Real>& pack = packs.direction[0];
+  const Pack<Real>& pack = packs.matrix[0];
   const unsigned rows = unsigned(pack.row_gates * pack.units / 16);
   return launch_blocks(pack_weights_kernel<Real>, packs, dim3(rows, unsigned(count)), kPackThreads,
                        1, 0, stream);

@@ -10,7 +10,7 @@ constexpr int kPackThreads = 256;
 
 // The matrix [row_gates * H, k_gates * H], or its transpose, as `row` and `column` tell; each gate
 // of either side padded to `units`; and where fragment (rows' gate, rows' 16, k's gate, k's 16)
-// goes.
+// goes. Forward it may be one of several side by side, `depth` columns in all.
 template <class Real>
 struct Pack {
   const Real* w;
@@ -19,25 +19,28 @@ struct Pack {
   int64_t H, row, column;  // from one row, or column, to the next
   int units, row_gates, k_gates, split, groups;
   int parts;
-  int64_t size;  // fragments of a part
+  int64_t size;       // fragments of a part
+  int depth, before;  // forward: columns in all, and those before this matrix
 
   // Forward, groups is 0: a warp keeps its group's rows, all gates, and its part of k. Backward: a
   // block keeps all rows of its groups' k.
   __device__ int64_t place(int gate, int rows, int k_gate, int k) const {
-    const int tiles = units / 16;
     if (groups) {
-      const int64_t row = k / groups * tiles + rows;
+      const int64_t row = k / groups * (units / 16) + rows;
       return (row * k_gates + k_gate) * groups + k % groups;
     }
-    const int tiles_of_warp = tiles / split;
+    const int tiles_of_warp = depth / 16 / split;
+    k += before / 16;
     const int64_t warp = (int64_t(rows) * split + k / tiles_of_warp);
     return (warp * row_gates + gate) * tiles_of_warp + k % tiles_of_warp;
   }
 };
 
+constexpr int kMostPacks = 2 * kMostStacked;
+
 template <class Real>
 struct Packs {
-  Pack<Real> direction[2];
+  Pack<Real> matrix[kMostPacks];
 };
 
 template <class Real>
@@ -45,7 +48,7 @@ __global__ void __launch_bounds__(kPackThreads)
     pack_weights_kernel(const __grid_constant__ Packs<Real> all) {
   constexpr int kSharing = kPackThreads / 16;  // threads of a row
   GATEDRNN_SHARED(float, scales, 16);
-  const auto& p = all.direction[blockIdx.y];
+  const auto& p = all.matrix[blockIdx.y];
   const int tiles = p.units / 16, gate = int(blockIdx.x) / tiles, rows = int(blockIdx.x) % tiles;
   const int64_t H = p.H;
   const auto at = [&](int unit, int k_gate, int64_t k) {

@@ -171,7 +171,7 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   const auto scratch = scratch_of(of, false);
   const auto places = places_of(of);
   for (size_t d = 0; d < p.size(); ++d) {
-    p[d].packed = scratch->data() + d * scratch->size() / 2;
+    p[d].packed = scratch->data() + d * scratch->size() / p.size();
     p[d].uneven.places = places->data();
   }
   prepared->launch = [p, scratch, places](const CudaPlan& plan) {

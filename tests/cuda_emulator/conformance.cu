@@ -203,9 +203,10 @@ bool same(double a, double b) {
 }
 
 bool check_conversions(bool has_tf32) {
-  std::vector<float> values = {0.f,         -0.f,        INFINITY,     -INFINITY,   NAN,
-                               65504.f,     65519.996f,  65520.f,      1e9f,        0x1p-24f,
-                               0x1p-25f,    0x1.8p-25f,  0x1p-14f,     3e38f,       0x1.fffffep-15f,
+  std::vector<float> values = {0.f,         -0.f,        INFINITY,     -INFINITY,
+                               NAN,         -NAN,        65504.f,      65519.996f,
+                               65520.f,     1e9f,        0x1p-24f,     0x1p-25f,
+                               0x1.8p-25f,  0x1p-14f,    3e38f,        0x1.fffffep-15f,
                                1 + 0x1p-8f, 1 + 0x3p-8f, 1 + 0x1p-11f, 1 + 0x3p-11f};
   uint32_t state = 1;
   for (int i = 0; i < 4000; ++i) {  // all magnitudes, then halves' own
@@ -226,6 +227,7 @@ bool check_conversions(bool has_tf32) {
     float tf32;
     std::memcpy(&tf32, &out[i].tf32, 4);
     good &= same(out[i].from_half, half) && same(out[i].from_bfloat16, bfloat16);
+    if (std::isnan(x[i])) good &= out[i].half.bits == 0x7fff && out[i].bfloat16.bits == 0x7fff;
     if (has_tf32) good &= same(tf32, float(rounded(x[i], 11, -136, false)));
     if (!good) {
       std::printf("at %a: %a %a %a\n", x[i], out[i].from_half, out[i].from_bfloat16, tf32);
@@ -318,6 +320,7 @@ int main() {
   check("grid_sync", check_grid());
   check("relaxed pairs", check_relaxed<true>());
   check("relaxed words", check_relaxed<false>());
+  check("relaxed words one by one", check_words());
   if (major >= 9) {
     check("clusters", check_clusters());
     check("mbarrier", check_mbarrier());

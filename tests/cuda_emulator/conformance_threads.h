@@ -332,6 +332,29 @@ __global__ void pass_on(uint32_t* buffers, uint32_t* out, int rounds) {
   for (int w = 0; w < 4; ++w) out[4 * i + w] = word[w];
 }
 
+// One block gives words one by one, the other waits for four at a time; all ones are no word yet.
+__global__ void give_words(uint32_t* passed, uint32_t* out) {
+  const int i = threadIdx.x;
+  if (blockIdx.x == 0) {
+    for (int w = 0; w < 4; ++w) store_relaxed_word(passed + 4 * i + w, uint32_t(4 * i + w));
+    return;
+  }
+  uint32_t word[4] = {~0u, ~0u, ~0u, ~0u};
+  while (word[0] == ~0u || word[1] == ~0u || word[2] == ~0u || word[3] == ~0u) {
+    look_again();
+    load_relaxed_words(word, passed + 4 * i);
+  }
+  for (int w = 0; w < 4; ++w) out[4 * i + w] = word[w];
+}
+
+bool check_words() {
+  Array<uint32_t> passed(4 * 32), out(4 * 32);
+  std::fill_n(passed.data, passed.size, ~0u);
+  bool good = run({.grid = dim3(2), .cooperative = true}, give_words, passed.data, out.data);
+  for (int i = 0; i < out.size; ++i) good &= out[i] == uint32_t(i);
+  return good;
+}
+
 template <bool kPairs>
 bool check_relaxed() {
   constexpr int blocks = 2, n = 32 * blocks, rounds = 5;

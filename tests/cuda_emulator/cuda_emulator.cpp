@@ -48,10 +48,11 @@ int launch(const Launch& launch) {
     for (size_t i = clusters.size(); i > 1; --i) std::swap(clusters[i - 1], clusters[draw() % i]);
   // One cluster after the other is fastest, but hides what they do to each other.
   const size_t threads = kTsan ? 2048 : gpu.order == Order::fifo ? 1 : 512;
+  const size_t least = kTsan || gpu.order == Order::fifo ? 1 : 3;
   const size_t blocks = volume(launch.cluster), size = blocks * volume(launch.block);
   const size_t together = launch.cooperative
                               ? clusters.size()
-                              : std::max<size_t>(1, std::min(threads / size, kMaxBlocks / blocks));
+                              : std::max(least, std::min(threads / size, kMaxBlocks / blocks));
   for (size_t done = 0; done < clusters.size();) {
     const size_t count = std::min(together, clusters.size() - done);
     const size_t first = gpu.order == Order::lifo ? clusters.size() - done - count : done;

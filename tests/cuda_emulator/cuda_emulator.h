@@ -208,6 +208,10 @@ inline void load_relaxed_words(uint32_t (&word)[4], const void* from) {
   for (int i = 0; i < 4; ++i)
     word[i] = __atomic_load_n(static_cast<const uint32_t*>(from) + i, __ATOMIC_RELAXED);
 }
+inline void store_relaxed_word(void* to, uint32_t word) {
+  check_alignment(to, 4);
+  store_relaxed(to, &word, 4);
+}
 inline void store_relaxed_pair(void* to, uint32_t low, uint32_t high) {
   check_alignment(to, 8);
   const uint32_t both[] = {low, high};
@@ -364,6 +368,10 @@ cudaError_t cudaGetLastError();
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+inline cudaError_t cudaMemsetAsync(void* to, int byte, size_t count, cudaStream_t) {
+  std::memset(to, byte, count);
+  return cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
   return device == 0 ? cudaError_t(cuda_emulator::attribute(which, value)) : cudaErrorInvalidDevice;
 }

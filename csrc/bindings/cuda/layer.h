@@ -88,4 +88,18 @@ inline InputRows input_rows(const Layer& l, const Tensor& x) {
   return {contiguous_of(x), l.I, true};
 }
 
+// W_ih x of all steps, (T, B, G*H) in the order of x's rows in memory, without bias.
+template <class Real>
+Rows<const typename Types<Real>::Wide> input_projection(const Layer& l, const InputRows& x, int d,
+                                                        bool tf32, Tensor& out) {
+  using Wide = typename Types<Real>::Wide;
+  const int64_t N = l.G * l.H;
+  out = empty_of<Wide>(l.x, {l.N, N});
+  Wide* data = writable<Wide>(out);
+  gemm({l.N, N, l.I, x.x.const_data_ptr(), x.stride, false, l.w_ih(d).const_data_ptr(), l.I, true,
+        data, N, type_of<Real>(), type_of<Wide>(), false, tf32});
+  if (x.time_major) return l.at<const Wide>(data, N);
+  return {data, N, l.T * N, nullptr};
+}
+
 }  // namespace gatedrnn

@@ -13,20 +13,6 @@ struct LayerOutput {
   Tensor y, hn, cn, gates, c;  // cn, c: LSTM; gates and c of all steps: kept for backward
 };
 
-// W_ih x of all steps, (T, B, G*H) in the order of x's rows in memory, without bias.
-template <class Real>
-Rows<const typename Types<Real>::Wide> input_projection(const Layer& l, const InputRows& x, int d,
-                                                        bool tf32, Tensor& out) {
-  using Wide = typename Types<Real>::Wide;
-  const int64_t N = l.G * l.H;
-  out = empty_of<Wide>(l.x, {l.N, N});
-  Wide* data = writable<Wide>(out);
-  gemm({l.N, N, l.I, x.x.const_data_ptr(), x.stride, false, l.w_ih(d).const_data_ptr(), l.I, true,
-        data, N, type_of<Real>(), type_of<Wide>(), false, tf32});
-  if (x.time_major) return l.at<const Wide>(data, N);
-  return {data, N, l.T * N, nullptr};
-}
-
 template <class Real>
 LayerOutput forward(const Layer& l, const OnDevice& on, const Tensor& h0, const OptionalTensor& c0,
                     const OptionalTensor& lengths, bool train, bool tf32) {
