@@ -10,8 +10,9 @@ from pathlib import Path
 FILES = ("product.h", "step_forward.h", "step_backward.h", "loop.h", "launch.h", "cell.h",
          "numbers.h", "persistent.h", "persistent_pack.h", "persistent_forward.h",
          "persistent_backward.h", "persistent_guard.h", "persistent_lengths.h", "persistent_loop.h",
-         "persistent_once.h", "grid.h", "grid_forward.h", "grid_backward.h", "grid_loop.h",
-         "latency.h", "latency_forward.h", "latency_backward.h", "latency.cu")
+         "persistent_once.h", "exchange.h", "grid.h", "grid_forward.h", "grid_backward.h",
+         "grid_loop.h", "latency.h", "latency_forward.h", "latency_backward.h", "latency.cu",
+         "wavefront_forward.h", "wavefront_loop.h")
 
 FUNCTION = re.compile(r"^ {0,6}(?:[\w:<>,&*\[\]]+[ *&]+)*\(?(\w+)\)?\([^;{}]*\)(?: const)?"
                       r"(?:\s*: [\w(), ]+)?\s*\{", re.M)
@@ -40,7 +41,7 @@ d.da_g:d.da_o d.da_o:d.da_i p.gates_x:p.gates_h p.gates_h:p.gates_x p.dgates_x:p
 p.dgates_h:p.dgates_x p.h_next:p.c_next p.c_next:p.h_next p.dh:p.dc projections:steps p.H:p.P
 p.P:p.H .H:.P .P:.H q.H:q.P q.P:q.H all.:operands. operands.:all. NarrowForward:WideForward
 WideForward:NarrowForward NarrowBackward:WideBackward WideBackward:NarrowBackward
-kRowTiles:R
+kRowTiles:R stacked_.below:stacked_.above stacked_.above:stacked_.below p.unscale_input:p.unscale
 """.split())
 NAMES = re.compile("|".join(
     (r"(?<![\w.])" if name[0] != "." else r"(?<=\])") + re.escape(name) + r"(?!\w)"
@@ -198,9 +199,42 @@ def exchanges(code: str, start: int, end: int) -> Iterator[Edit]:
                 yield Edit("exchange", *line.span(), by)
 
 
+# Of the exchange between layers that walk at the same time: words that count as there before they
+# are, or are not marked as missing; the wrong step, tile or layer; warps that take the wrong part;
+# clusters that take their places in another order than that in which they begin.
+BETWEEN_LAYERS = {
+    r"word\[\d\] == ~0u": "false",
+    r"0xff": "0",
+    r"size_t\(size\)(?= \* sizeof)": "size_t(size - 1)",
+    r"\bk(?= \* stacked_\.step)": "(k + 1)",
+    r"(?<=kColumns \+ )tile": "0",
+    r"place_\.batch0(?= / Shape)": "0",
+    r"\bl(?= \* T \* step)": "0",
+    r"walks\[l\]": "walks[0]",
+    r"place_\.part < kInputWarps": "place_.part >= kInputWarps",
+    r"place_\.part - kInputWarps": "place_.part",
+    r"place_\.part(?= \* kOfWarp)": "0",
+    r"kInputWarps(?=, kShape\.split\))": "0",
+    r"(?<=0, )kInputWarps\)": "kShape.split)",
+    r"column / 8(?=\))": "0",
+    r"slot % 2": "0",
+    r"take_place<Shape>\(all\.begun\)": "int(blockIdx.x) / Shape::kCluster",
+    r"(?<=map_shared_rank\(place, )0": "1",
+    r"place % all\.clusters": "0",
+    r"p\[l\]\.w_ih": "p[l].w_hh",
+    r"pack\.before = 0": "pack.before += 0",
+    r"pack\.unscale \+=": "pack.unscale += 0 *",
+    r"4 \+ G \+ g": "4 + g",
+    r"layer\.I = 0": "layer.I += 0",
+    r"guarded\.count = count": "guarded.count = count - 1",
+    r" \|\| outside": "",
+}
+
+
 def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
     """Of the exchange inside a cluster or the grid: a single buffer; wrong counts of bytes and of
-    arrivals; wrong marks, or none; the wrong peer; a block that leaves a step early."""
+    arrivals; wrong marks, or none; the wrong peer; a block that leaves a step early. And of the
+    exchange between layers."""
     kind = "protocol"
     for match in re.compile(r"(\bk|\(k [-+] 1\)) % 2").finditer(code, start, end):
         yield Edit(kind, *match.span(), match[1] + " * 0")
@@ -222,7 +256,7 @@ def protocol(code: str, start: int, end: int) -> Iterator[Edit]:
         yield Edit(kind, *match.span(1), "false")
     marks = {r"word\[\w\] != mark\b": "false", r"\bmark\(k\)(?! \{)": "0", r"k / 2 % 2": "0",
              r"& ~1u": "& ~0u", r"(?<=uint32_t\(state) \+ 1": " + 2", r"(?<=1\] = )1;": "2;"}
-    for pattern, by in marks.items():
+    for pattern, by in (marks | BETWEEN_LAYERS).items():
         for match in re.compile(pattern).finditer(code, start, end):
             yield Edit(kind, *match.span(), by)
     for match in re.compile(r"given\([^()]*?, (place_\.rank)\b").finditer(code, start, end):

@@ -49,7 +49,8 @@ PHASES = {
 PREFIX = "#include <algorithm>\n#include <atomic>\n#include <cmath>\n#include \"cuda_emulator.h\"\n"
 SHARED = ("product.h", "step_forward.h", "step_backward.h", "persistent.h", "persistent_pack.h",
           "persistent_forward.h", "persistent_backward.h", "persistent_guard.h",
-          "persistent_lengths.h", "grid.h", "grid_forward.h", "grid_backward.h")  # between threads
+          "persistent_lengths.h", "exchange.h", "grid.h", "grid_forward.h", "grid_backward.h",
+          "wavefront_forward.h")  # between threads
 # Small ones in the place of persistent.h's: clusters of two blocks, of four whose warps share k,
 # and a lone block.
 SHAPES = {
@@ -57,14 +58,17 @@ SHAPES = {
                          "{Cell::lstm, 32, 2, 1}",
     "kSplitShapes": "{Cell::gru, 64, 2, 1, 2}, {Cell::lstm, 64, 1, 2, 2}, "
                     "{Cell::lstm, 32, 2, 1, 2}",
+    "kStackedShapes": "{Cell::gru, 64, 2, 2, 1, true}, {Cell::lstm, 32, 2, 2, 1, true}, "
+                      "{Cell::lstm, 64, 2, 4, 1, true}",
 }
 # And of two warps a block, which keep but one tile in registers, in the place of grid.h's.
 GRID = {"kWarps = 8": "kWarps = 2", "32 / gates": "1", "kMostUnits = 2048": "kMostUnits = 256"}
-# Checks of kernels that walk: their file, if it is not the type's, and the check's own flags.
-WALKS = {"walk": ("", ["-DPERSISTENT"]),
-         "grid": ("", ["-DPERSISTENT", "-DGRID"]),
+# Checks of kernels that walk: their file, {} being the type, and the check's own flags.
+WALKS = {"walk": ("persistent_{}", ["-DPERSISTENT"]),
+         "grid": ("persistent_{}", ["-DPERSISTENT", "-DGRID"]),
          "split": ("persistent_split", ["-DPERSISTENT", "-DSPLIT"]),
-         "latency": ("latency", ["-DPERSISTENT", "-DLATENCY"])}
+         "latency": ("latency", ["-DPERSISTENT", "-DLATENCY"]),
+         "wave": ("wavefront_{}", ["-DPERSISTENT", "-DWAVE"])}
 TYPES = {"double": "float64", "float": "float32", "Half": "float16", "Bfloat16": "bfloat16"}
 INSTANCES = {
     "forward": "layer_forward_cuda(const CudaPlan&, const CudaForward<{0}>*, int, void*)",
@@ -102,7 +106,7 @@ def units_of(fault: Fault) -> list[Unit]:
         return by_scope[fault.scope]
     if fault.function == "copy_elements":
         return [("forward", "Half"), ("backward", "Bfloat16")]
-    if fault.file.startswith(("persistent", "grid", "latency")):
+    if fault.file.startswith(("persistent", "grid", "latency", "wavefront", "exchange")):
         return walks_of(fault)
     if fault.file == "cell.h" or fault.function == "launch_cell":
         return [("cell", "float")]
@@ -120,7 +124,7 @@ def units_of(fault: Fault) -> list[Unit]:
 def walks_of(fault: Fault) -> list[Unit]:
     """float's operands are scaled in both passes, and its states are guarded."""
     if "guard" in fault.file:
-        return [("walk_forward", "float")]
+        return [("walk_forward", "float"), ("wave_forward", "float")]
     passes = ["forward", "backward"]
     if "forward" in fault.file + fault.function:
         passes = passes[:1]
@@ -129,17 +133,23 @@ def walks_of(fault: Fault) -> list[Unit]:
     if fault.file.startswith("latency"):
         return [(f"latency_{of}", "float") for of in passes]
     types = "float", "Bfloat16", "Half"
+    wave = [("wave_forward", real) for real in types]
+    if fault.file.startswith("wavefront"):
+        return wave
+    grid = [(f"grid_{of}", real) for real in types for of in passes]
     if fault.file.startswith("grid"):
-        return [(f"grid_{of}", real) for real in types for of in passes]
-    split = [(f"split_{of}", "float") for of in passes]
-    return [(f"walk_{of}", real) for real in types for of in passes] + split
+        return grid
+    if fault.file == "exchange.h":
+        return wave[:1] + grid
+    others = [(f"split_{of}", "float") for of in passes] + wave[:"forward" in passes]
+    return [(f"walk_{of}", real) for real in types for of in passes] + others
 
 
 def beside(check: str, real: str) -> list[str]:
     """The files that a check's kernels are linked with, apart from their own."""
     kind = check.split("_")[0]
-    if kind == "split":
-        return ["persistent_float32"]
+    if kind in ("split", "wave"):
+        return [f"persistent_{TYPES[real]}"]
     if kind in WALKS or real == "double":
         return []
     of_float = ["persistent_split", "latency"] if real == "float" else []
@@ -212,9 +222,8 @@ class Checks:
             if fault:
                 (folder / "csrc" / "cuda" / fault.file).write_text(fault.text)
             walks = check.split("_")[0] in WALKS
-            name = WALKS[check.split("_")[0]][0] if walks else ""
-            name = name or f"{'persistent_' * walks}{TYPES[real]}"
-            source = folder / "csrc" / "cuda" / f"{name}.cu"
+            name = WALKS[check.split("_")[0]][0] if walks else "{}"
+            source = folder / "csrc" / "cuda" / f"{name.format(TYPES[real])}.cu"
             if check in INSTANCES:
                 instance = f"template int {INSTANCES[check].format(real)};"
                 site = (r"template int persistent(?s:.*);" if walks
@@ -312,11 +321,12 @@ INTRODUCTION = """
 `python -m tests.cuda_mutations --write` plants faults in the sources of the kernels, one at a time,
 builds them for the emulator and holds them against `cuda_emulator/check_*.cpp`. It runs on demand,
 a quarter of an hour on two cores. `cuda_faults.py` generates the faults: at every synchronisation
-point; in the exchange of clusters, its counts, buffers and peers; at bounds and of indices by one,
-but for loops over registers; and in every line that names buffers, sizes, gates or tiles which can
-be taken for one another, the first of them. What no check catches has to be argued in
-`cuda_mutations.json`; some of that costs time, but no result. It says how strong these checks are,
-not how strong the tests in CI. By what caught them first:
+point; in the exchange of clusters, its counts, buffers and peers, and in that of layers, its words,
+places and turns; at bounds and of indices by one, but for loops over registers; and in every line
+that names buffers, sizes, gates or tiles which can be taken for one another, the first of them.
+What no check catches has to be argued in `cuda_mutations.json`; some of that costs time, but no
+result. It says how strong these checks are, not how strong the tests in CI. By what caught them
+first:
 """
 
 

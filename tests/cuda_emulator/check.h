@@ -8,7 +8,8 @@
 // array too, and must be the same bits after it unless it is an output. Oracles are of doubles.
 // -DCHECKED=double (float, Half, Bfloat16) is the type under test; with -DPERSISTENT the kernels
 // are those of persistent.h; besides, with -DSPLIT the ones whose operands are in two parts, with
-// -DLATENCY those of latency.h, with -DGRID those of grid.h.
+// -DLATENCY those of latency.h, with -DGRID those of grid.h, with -DWAVE those of wavefront_loop.h,
+// where a case's directions are layers.
 #pragma once
 
 #include <algorithm>
@@ -58,6 +59,11 @@ int latency_backward(const PersistentPlan&, const CudaBackward<float>*, int, voi
 constexpr bool kLatency = true;
 #else
 constexpr bool kLatency = false;
+#endif
+#ifdef WAVE
+constexpr bool kWave = true;
+#else
+constexpr bool kWave = false;
 #endif
 #if defined(LATENCY)
 #define GATEDRNN_WALK(pass) cuda::latency_##pass
@@ -166,12 +172,14 @@ struct Case {
     return tiles(batch, is_wide ? kWideBatch : 16) * tiles(units, is_wide ? units_of_wide : 16) *
            directions;
   }
-  // Of the packing of `rows` of weights, if that is done, and of the walk; the grid's exchange is
-  // seeded besides.
+  // Of the packing of `rows` of weights, if that is done, and of the walk; upper layers have two
+  // matrices, and the grid's exchange is seeded besides.
   int64_t persistent_blocks(int64_t rows, bool forward) const {
     const int64_t clusters = (B + persistent.sequences - 1) / persistent.sequences;
-    if (!persistent.grid())
-      return directions * ((kLatency ? 0 : rows / 16) + clusters * persistent.cluster);
+    if (!persistent.grid()) {
+      const int64_t packs = kLatency ? 0 : kWave ? 2 * directions - 1 : directions;
+      return packs * (rows / 16) + directions * clusters * persistent.cluster;
+    }
     const int64_t seeds = (exchange_size(persistent, B, forward) / 4 + 255) / 256;
     return directions * (rows / 16 + seeds + clusters * GridShape::blocks(persistent.units));
   }
@@ -284,13 +292,20 @@ class Arrays {
   // One row a sequence, or of weights.
   template <class T>
   Array<T>& flat(const char* name, int64_t rows, int64_t width) {
-    return add<T>(name, 1, {0, rows}, false, width, true);
+    return add<T>(name, 1, {0, rows}, false, width, true, skew_);
+  }
+  // What a kernel gets to work with: NaN, but not all ones; never skewed.
+  Array<float>& scratch(const char* name, int64_t size) {
+    auto& array = add<float>(name, 1, {0, 1}, false, size, true, {});
+    array.fill(noise, NAN);
+    array.scratch();
+    return array;
   }
   // One row a step and sequence; `steps` is 1 where one step's buffer serves all.
   template <class T>
   Array<T>& rows(const char* name, int64_t width, bool every_step = true) {
-    if (every_step) return add<T>(name, case_.T, offsets_, case_.packed, width, false);
-    auto& one = add<T>(name, 1, {0, case_.B}, false, width, false);
+    if (every_step) return add<T>(name, case_.T, offsets_, case_.packed, width, false, skew_);
+    auto& one = add<T>(name, 1, {0, case_.B}, false, width, false, skew_);
     one.rows.step = 0;
     return one;
   }
@@ -306,10 +321,9 @@ class Arrays {
  private:
   template <class T>
   Array<T>& add(const char* name, int64_t steps, const std::vector<int64_t>& offsets, bool packed,
-                int64_t width, bool flat) {
-    auto array =
-        std::make_unique<Array<T>>(name, steps, offsets, packed, width,
-                                   case_.padding * (1 + count() % 5), flat, skew_, count());
+                int64_t width, bool flat, const Skew& skew) {
+    auto array = std::make_unique<Array<T>>(name, steps, offsets, packed, width,
+                                            case_.padding * (1 + count() % 5), flat, skew, count());
     auto& result = *array;
     arrays_.push_back(std::move(array));
     return result;
@@ -359,8 +373,8 @@ inline std::vector<Product> products(bool forward) {
 
 // Of the shapes that cuda_mutations.py puts into grid.h and persistent.h. The grid's: one tile a
 // warp and several, in registers and in shared memory; more of them than are read ahead. The
-// clusters': lone blocks and clusters, sums over k shared by one, two and four warps. Of both
-// partial tiles, several tiles, groups and clusters.
+// clusters': lone blocks and clusters, sums over k shared by one, two and four warps; the
+// wavefront's of two layers and three. Of all partial tiles, several tiles, groups and clusters.
 inline std::vector<Case> persistent_cases() {
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow;
@@ -373,6 +387,14 @@ inline std::vector<Case> persistent_cases() {
       {lstm, narrow, 2, 3, 17, 34, 34, false, true, 2, {64, 0, 24}},
       {lstm, narrow, 1, 5, 4, 95, 95, false, false, 1, {96, 0, 8}},
       {lstm, narrow, 1, 4, 17, 27, 27, false, true, 3, {32, 0, 16}},
+  };
+#elif defined(WAVE)
+  return {
+      {gru, narrow, 2, 7, 19, 61, 61, false, true, 1, {64, 2, 16}},
+      {gru, narrow, 3, 4, 9, 50, 50, false, true, 2, {64, 2, 8}},
+      {lstm, narrow, 3, 6, 12, 27, 27, false, true, 3, {32, 1, 8}},
+      {lstm, narrow, 2, 3, 35, 63, 63, false, true, 1, {64, 2, 32}},
+      {lstm, narrow, 4, 2, 3, 32, 32, false, false, 2, {32, 1, 8}},
   };
 #elif defined(LATENCY)
   return {
@@ -408,6 +430,9 @@ inline std::vector<Case> persistent_skewed() {
 #if defined(GRID)
   return {{Cell::gru, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}},
           {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 0, 8}}};
+#elif defined(WAVE)
+  return {{Cell::gru, Tile::narrow, 2, 2, 2, 20, 20, false, true, 2, {64, 2, 8}},
+          {Cell::lstm, Tile::narrow, 2, 2, 2, 20, 20, false, true, 2, {32, 1, 8}}};
 #elif defined(LATENCY)
   return {{Cell::gru, Tile::narrow, 1, 2, 1, 20, 20, false, true, 2, {64, 1, 1}},
           {Cell::lstm, Tile::narrow, 1, 2, 1, 20, 20, false, true, 2, {64, 1, 1}}};
@@ -416,12 +441,12 @@ inline std::vector<Case> persistent_skewed() {
           {Cell::lstm, Tile::narrow, 1, 2, 2, 20, 20, false, true, 2, {32, 1, 8}}};
 }
 
-// The persistent kernels' scratch of two directions.
+// The persistent kernels' scratch, of all directions.
 inline std::shared_ptr<std::vector<float>> scratch_of(const Case& of, bool forward) {
   const Product product = products(true)[0];
   const CudaPlan plan{product, product, of.tile, of.tile, of.persistent, of.persistent, false};
   const int64_t size = scratch_size(int(of.gates()), plan, of.B, forward);
-  return std::make_shared<std::vector<float>>(size_t(2 * size), NAN);
+  return std::make_shared<std::vector<float>>(size_t(of.directions * size), NAN);
 }
 
 inline std::shared_ptr<std::vector<int64_t>> places_of(const Case& of) {

@@ -3,8 +3,16 @@
 
 namespace gatedrnn {
 
-// One direction's arrays, and into them what forward must leave.
-void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Product product) {
+// Of layers that walk at the same time: those below, and the outputs of the last of them.
+struct Below {
+  int64_t layers = 0;
+  Rows<Real> y;
+  std::vector<double> outputs;  // [T, B, H], as they are stored
+};
+
+// One direction's, or layer's, arrays, and into them what forward must leave.
+void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Product product,
+             Below& below) {
   const int64_t T = of.T, B = of.B, H = of.H, P = of.P, G = of.gates();
   const bool gru = of.cell == Cell::gru, carries = gru && sizeof(Real) == 2;
   p = {};
@@ -15,28 +23,35 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
 #else
   const bool projects = false;
 #endif
-  constexpr int64_t kFeatures = 5;
-  auto& x = all.rows<Wide>(projects ? "x" : "projected", projects ? kFeatures : G * H);
-  Array<Real>* w_ih = projects ? &all.flat<Real>("w_ih", G * H, kFeatures) : nullptr;
+  const bool upper = below.layers > 0;
+  const int64_t features = upper ? H : 5;
+  Array<Wide>* x =
+      upper ? nullptr : &all.rows<Wide>(projects ? "x" : "projected", projects ? features : G * H);
+  Array<Real>* w_ih = projects || upper ? &all.flat<Real>("w_ih", G * H, features) : nullptr;
   auto& w = all.flat<Real>("w_hh", G * H, P);
   auto& h0 = all.flat<Real>("h0", B, P);
-  x.fill(all.noise, 1);
+  if (x) x->fill(all.noise, 1);
   w.fill(all.noise, 2 / std::sqrt(double(P)));
   h0.fill(all.noise, 1);
-#ifdef PERSISTENT  // a sequence beyond float16's range, which is multiplied in float32
-  const int64_t beyond = std::is_same_v<Real, float> && product == Product::half ? 1 : B;
-  for (int64_t u = H - 3; u < H && beyond < B; ++u)
-    h0.rows.at(0, beyond)[u] = stored<Real>(1e6 * h0(beyond, u));
+#ifdef PERSISTENT  // one of each layer's sequences, which is multiplied in float32 from there on
+  const bool guarded = std::is_same_v<Real, float> && product == Product::half;
 #else
-  const int64_t beyond = B;
+  const bool guarded = false;
 #endif
-  if (projects) {
-    w_ih->fill(all.noise, 1);
-    p.I = kFeatures;
+  const int64_t beyond = guarded ? 1 + below.layers : B;  // float16's range, in one unit
+  const int64_t far = reverse || upper ? 0 : H - 1;
+  if (beyond < B) h0.rows.at(0, beyond)[far] = stored<Real>(1e6 * h0(beyond, far));
+  if (w_ih) {
+    w_ih->fill(all.noise, upper ? 2 / std::sqrt(double(H)) : 1);
+    p.I = features;
     p.w_ih = w_ih->rows.data;
-    p.x = {reinterpret_cast<const Real*>(x.rows.data), x.rows.step, x.rows.row, x.rows.offsets};
   }
-  if (!projects) p.projected = {x.rows.data, x.rows.step, x.rows.row, x.rows.offsets};
+  if (upper)
+    p.x = {below.y.data, below.y.step, below.y.row, below.y.offsets};
+  else if (projects)
+    p.x = {reinterpret_cast<const Real*>(x->rows.data), x->rows.step, x->rows.row, x->rows.offsets};
+  else
+    p.projected = {x->rows.data, x->rows.step, x->rows.row, x->rows.offsets};
   p.w_hh = w.rows.data;
   p.h0 = h0.rows.data;
   Array<Real>*b_ih = nullptr, *b_hh = nullptr, *gates = nullptr, *w_hr = nullptr, *c0 = nullptr;
@@ -81,7 +96,7 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   p.hn = hn.rows.data;
 
   std::vector<double> state(size_t(B * P)), cell(size_t(B * H)), sums(size_t(G * H));
-  std::vector<double> o_tanh(static_cast<size_t>(H));
+  std::vector<double> o_tanh(static_cast<size_t>(H)), outputs(size_t(T * B * P));
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t u = 0; u < P; ++u) state[size_t(b * P + u)] = h0(b, u);
     for (int64_t u = 0; u < H && c0; ++u) cell[size_t(b * H + u)] = (*c0)(b, u);
@@ -90,7 +105,7 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
     const int64_t t = p.step(s);
     for (int64_t b = 0; b < p.active(t); ++b) {
       double *h = &state[size_t(b * P)], *at_c = &cell[size_t(b * H)];
-      const Product rounding = b == beyond ? Product::fma : product;
+      const Product rounding = guarded && b >= 1 && b <= beyond ? Product::fma : product;
       for (int64_t i = 0; i < G * H; ++i) {
         double sum = b_hh ? (*b_hh)(0, i) : 0;
         for (int64_t k = 0; k < P; ++k)
@@ -99,8 +114,11 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
       }
       const auto input = [&](int64_t i) {
         double sum = b_ih ? (*b_ih)(0, i) : 0;
-        if (!projects) return sum + x(t, b, i);
-        for (int64_t k = 0; k < kFeatures; ++k) sum += (*w_ih)(i, k) * x(t, b, k);
+        if (!w_ih) return sum + (*x)(t, b, i);
+        const double* output = upper ? &below.outputs[size_t((t * B + b) * H)] : nullptr;
+        for (int64_t k = 0; k < features; ++k)
+          sum += upper ? operand((*w_ih)(i, k), rounding) * operand(output[k], rounding)
+                       : (*w_ih)(i, k) * (*x)(t, b, k);
         return sum;
       };
       for (int64_t u = 0; u < H; ++u) {
@@ -128,17 +146,22 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
           next +=
               operand((*w_hr)(u, k), product) * operand(rounded<Real>(o_tanh[size_t(k)]), product);
         h[u] = next;
-        y.expect(t, b, u, next);
+        outputs[size_t((t * B + b) * P + u)] = y.expect(t, b, u, next);
         hn.expect(0, b, u, next);
       }
     }
   }
+  below = {below.layers + 1, y.rows, std::move(outputs)};
 }
 
 std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   auto prepared = std::make_unique<Prepared>(Arrays(of, skew));
   std::vector<CudaForward<Real>> p(static_cast<size_t>(of.directions));
-  for (size_t d = 0; d < p.size(); ++d) lay_out(of, prepared->arrays, p[d], d == 1, product);
+  Below below;
+  for (size_t d = 0; d < p.size(); ++d) {
+    if (!kWave) below = {};
+    lay_out(of, prepared->arrays, p[d], d == 1 && !kWave, product, below);
+  }
   prepared->launches = of.T * (of.projected() ? 2 : 1);
   for (int64_t t = 0; t < of.T; ++t)
     prepared->blocks += of.blocks({t}, of.H, 32) + (of.projected() ? of.blocks({t}, of.P, 64) : 0);
@@ -146,11 +169,22 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
   const bool guarded = std::is_same_v<Real, float> && !kLatency;
   prepared->launches = 1 + !kLatency + guarded + of.persistent.grid() + of.packed;
   prepared->blocks = of.packed + of.persistent_blocks(of.gates() * of.persistent.units, true);
-  prepared->blocks += guarded ? of.B * of.directions : 0;
+  prepared->blocks += guarded ? of.B * (kWave ? 1 : of.directions) : 0;
+#endif
+#if defined(WAVE)
+  const auto& [units, cluster, sequences] = of.persistent;
+  const int64_t packed = 2 * packed_size(int(of.gates()), units, 1);
+  for (auto& layer : p) layer.packed = prepared->arrays.scratch("packed", packed).rows.data;
+  const int64_t size = stack_exchange_size(units, sequences, of.directions, of.T, of.B);
+  float* exchange = prepared->arrays.scratch("exchange", size).rows.data;
+  prepared->launch = [p, exchange](const CudaPlan& plan) {
+    return stack_forward_cuda(plan.persistent_forward, p.data(), int(p.size()), exchange, nullptr);
+  };
+#elif defined(PERSISTENT)
   const auto scratch = scratch_of(of, true);
   const auto places = places_of(of);
   for (size_t d = 0; d < p.size(); ++d) {
-    p[d].packed = scratch->data() + d * scratch->size() / 2;
+    p[d].packed = scratch->data() + d * scratch->size() / p.size();
     p[d].uneven.places = places->data();
   }
   prepared->launch = [p, scratch, places](const CudaPlan& plan) {
@@ -169,7 +203,8 @@ std::unique_ptr<Prepared> prepare(const Case& of, Skew skew, Product product) {
 int main(int count, char** schedules) {
   using namespace gatedrnn;
 #ifdef PERSISTENT
-  const std::vector<Case> cases = persistent_cases(), small = persistent_skewed(), few = cases;
+  const std::vector<Case> cases = persistent_cases(), small = persistent_skewed();
+  const std::vector<Case> few = kWave ? std::vector<Case>{cases[1], cases[4]} : cases;
 #else
   constexpr Cell gru = Cell::gru, lstm = Cell::lstm;
   constexpr Tile narrow = Tile::narrow, wide = Tile::wide;

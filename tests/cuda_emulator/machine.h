@@ -323,10 +323,13 @@ Fiber* choose() {
   while (true) {
     if (Fiber* fiber = take_ready()) return fiber;
     if (!gpu.stores.empty()) {
-      // Who waits in a loop may look before all have arrived.
-      const bool all = draw() % 4;
+      // Who waits in a loop may look before all have arrived, or when but one is missing.
+      const unsigned missing = draw() % 4;
       size_t some = gpu.yielded.empty() ? 1 : gpu.stores.size();
-      if (!all) some = draw() % some + 1;
+      if (missing == 0)
+        some = draw() % some + 1;
+      else if (missing == 1 && some > 1)
+        --some;
       for (; some > 0; --some) deliver(draw() % gpu.stores.size());
     }
     if (!gpu.yielded.empty()) {
