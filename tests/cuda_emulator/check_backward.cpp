@@ -113,6 +113,9 @@ void lay_out(const Case& of, Arrays& all, CudaBackward<Real>& p, bool reverse, S
   p.y = read_only(*(in.y = &all.rows<Real>("y", P)));
   p.gates = read_only(*(in.gates = &all.rows<Real>("gates", G * H)));
   w_hh.fill(all.noise, 2 / std::sqrt(double(G * H)));
+#ifdef PERSISTENT
+  single_out(P, G * H, [&](int64_t u, int64_t i) -> auto& { return w_hh.rows.at(0, i)[u]; });
+#endif
   in.h0->fill(all.noise, 0.4);
   in.y->fill(all.noise, 0.4);
   in.gates->fill(all.noise, 0.15, 0.25);  // far from 1, which a z must be
@@ -133,6 +136,12 @@ void lay_out(const Case& of, Arrays& all, CudaBackward<Real>& p, bool reverse, S
     p.previous = (out.previous = &all.rows<Grad>("previous", P))->rows;
     in.dhn->fill(all.noise, 1);
     in.dy->fill(all.noise, 1);
+#ifdef PERSISTENT
+    single_out(B, P, [&](int64_t b, int64_t u) -> auto& { return in.dhn->rows.at(0, b)[u]; });
+    for (int64_t t = 0; t < of.T; ++t)
+      single_out(p.active(t), P,
+                 [&](int64_t b, int64_t u) -> auto& { return in.dy->rows.at(t, b)[u]; });
+#endif
   }
   if (!gru) {
     p.c0 = (in.c0 = &all.flat<Real>("c0", B, H))->rows.data;

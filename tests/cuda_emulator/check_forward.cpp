@@ -33,7 +33,9 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   if (x) x->fill(all.noise, 1);
   w.fill(all.noise, 2 / std::sqrt(double(P)));
   h0.fill(all.noise, 1);
-#ifdef PERSISTENT  // one of each layer's sequences, which is multiplied in float32 from there on
+#ifdef PERSISTENT
+  single_out(G * H, P, [&](int64_t i, int64_t k) -> auto& { return w.rows.at(0, i)[k]; });
+  // One of each layer's sequences, which is multiplied in float32 from there on.
   const bool guarded = std::is_same_v<Real, float> && product == Product::half;
 #else
   const bool guarded = false;
@@ -43,6 +45,8 @@ void lay_out(const Case& of, Arrays& all, CudaForward<Real>& p, bool reverse, Pr
   if (beyond < B) h0.rows.at(0, beyond)[far] = stored<Real>(1e6 * h0(beyond, far));
   if (w_ih) {
     w_ih->fill(all.noise, upper ? 2 / std::sqrt(double(H)) : 1);
+    if (upper)
+      single_out(G * H, H, [&](int64_t i, int64_t k) -> auto& { return w_ih->rows.at(0, i)[k]; });
     p.I = features;
     p.w_ih = w_ih->rows.data;
   }
