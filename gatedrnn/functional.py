@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import checks, ops, ragged, traced, variants
+from . import checks, ops, ragged, raw, traced, variants
 from .options import PLAIN, Lengths, Options, chosen
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell"]
@@ -479,7 +479,8 @@ def _stack(
     dropout: float,
     kept: list[tuple[Tensor, ...]] | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run the layers one after the other, with dropout between them, on time-major tensors.
+    """Run the layers one after the other, with dropout between them, on time-major tensors; or all
+    at the same time, where a GPU's plan wants that.
 
     To `kept` are added each layer's states of all steps: what it gives out, and what beyond its
     final states.
@@ -491,7 +492,8 @@ def _stack(
         if kept is not None:
             kept.append((results[0], *results[beyond:]))
         return results[0], results[1:beyond]
-    if dropout == 0 and kept is None and batch_sizes is None and _is_plain(layer, sizes):
+    special = dropout != 0 or kept is not None or batch_sizes is not None
+    if raw.on_gpu(x) and not special and _is_plain(layer, sizes):
         kernel = "gru" if layer is ops.gru_layer else "lstm"
         together = ops.stack(kernel, x, states, [group(slots) for group in sizes.groups])
         if together is not None:

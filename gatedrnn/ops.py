@@ -380,14 +380,14 @@ def stack(
 
     Args:
         kernel: "gru" or "lstm".
-        x: (T, B, I), not packed.
+        x: (T, B, I), not packed, on a GPU.
         states: h0, and c0 of an LSTM, (L, B, H) each.
         groups: each layer's weights, as :func:`gru_layer` or :func:`lstm_layer` takes them.
 
     Returns:
         What those functions give, of each layer.
     """
-    if not raw.on_gpu(x) or not has_kernels(kernel, x) or not x.numel() or _is_watched():
+    if not has_kernels(kernel, x) or not x.numel() or _is_watched():
         return None
     rows = (2 + len(states)) * states[0].size(-1)
     layers = [_complete(group, len(group), rows) for group in groups]
