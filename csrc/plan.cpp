@@ -374,8 +374,9 @@ CudaPlan plan_cuda(const CudaProblem& p) {
 
 PersistentPlan plan_stack(const CudaProblem& p, int layers) {
   const bool asked = p.kernels == KernelChoice::wavefront;
-  const bool exact = p.type == Type::float64 || (p.type == Type::float32 && !p.tf32);
-  if (!can_persist(p) || exact || p.real_tf32 || p.packed || p.directions > 1 || layers < 2 ||
+  const bool scaled = p.type == Type::float32 && p.tf32 && !p.real_tf32;
+  const bool narrow = p.type == Type::float16 || p.type == Type::bfloat16;
+  if (!can_persist(p) || !(scaled || narrow) || p.packed || p.directions > 1 || layers < 2 ||
       layers > kMostStacked || !(asked || p.kernels == KernelChoice::any))
     return {};
   double limit = time_of_steps(p, kStepProducts);

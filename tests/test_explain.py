@@ -107,6 +107,10 @@ def test_layers_at_the_same_time(monkeypatch, precision):
     assert "wavefront" not in gatedrnn.explain(wide, torch.zeros(90, 1024, 5), **H200)
     for other in (gatedrnn.GRU(5, 64, 2, bidirectional=True), gatedrnn.LSTM(5, 64, 2, proj_size=8)):
         assert "wavefront" not in gatedrnn.explain(other, x, **H200)
+    monkeypatch.setenv("GATEDRNN_CUDA_TF32", "real")  # which is float32's alone
+    assert "wavefront" not in gatedrnn.explain(lstm, x, **H200)
+    assert "wavefront" in gatedrnn.explain(lstm, x.bfloat16(), **H200)
+    monkeypatch.delenv("GATEDRNN_CUDA_TF32")
     monkeypatch.setenv("GATEDRNN_CUDA_KERNEL", "wavefront")
     assert "forward asked for by the environment" in gatedrnn.explain(lstm, x, **H200)
     assert "wavefront" not in gatedrnn.explain(gatedrnn.LSTM(5, 64), x, **H200)
